@@ -1,0 +1,78 @@
+"""Config sections of what acts. Composed by `cluster/config.py`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from services.config import Section
+
+
+class ActorConfig(Section):
+    """What every actor pool shares."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Actors in the pool."""
+    num_cpus: float = Field(default=1.0, gt=0)
+    """CPUs that Ray reserves for one actor."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of one actor."""
+    threads: int = Field(default=1, ge=1)
+    """torch / OpenMP threads of one actor."""
+    deadline: float = Field(default=600.0, gt=0)
+    """Seconds one call may take."""
+    start_deadline: float = Field(default=600.0, gt=0)
+    """Seconds an actor may take to load its model."""
+
+
+class RolloutConfig(ActorConfig):
+    """vLLM engines."""
+
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs of one engine; above 1 its workers are Ray actors."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Sampling temperature of both turns; the learner divides its logits by it too."""
+    query_tokens: int = Field(default=512, ge=1)
+    """Longest reply of the query turn."""
+    answer_tokens: int = Field(default=512, ge=1)
+    """Longest reply of the answer turn."""
+    max_model_len: int = Field(default=16384, ge=16)
+    """Longest prompt plus reply."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Sequences that one engine decodes together."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of GPU memory that one engine takes."""
+    cpu_kv_cache_gib: float = Field(default=1.0, gt=0)
+    """KV cache of an engine on CPU, GiB."""
+
+
+class EmbedderConfig(ActorConfig):
+    """The frozen CLIP."""
+
+    model: str = ""
+    """open_clip name (`ViT-L-14-quickgelu`), or a folder with `open_clip_config.json` and weights. Empty: the toy world's."""
+    pretrained: str = ""
+    """open_clip weight tag (`openai`) or file when `model` is a name."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers of the encoder; features are kept in float16 either way."""
+    batch_size: int = Field(default=64, ge=1)
+    """Frames of one forward pass."""
+    resize: Literal["squash", "crop"] = "squash"
+    """How a 16:9 frame becomes square: squashed whole (ours), or its centre cropped (CLIP's own)."""
+
+
+class SelectorConfig(ActorConfig):
+    """Who chooses the key frames while training."""
+
+    kind: Literal["unet", "uniform", "topk"] = "unet"
+    """`unet` draws from the sampler network; `uniform` and `topk` have nothing to learn."""
+
+
+class PromptConfig(Section):
+    """What the two turns show the MLLM."""
+
+    options_in_query_turn: bool = True
+    """Show the answer options already in the query turn (ours)."""
+    max_queries: int = Field(default=4, ge=1, le=4)
+    """Queries kept of a reply (paper: 4)."""

@@ -1,0 +1,62 @@
+"""`EmbedderActor`: the frozen CLIP. It prepares a video once (decode, embed) and then answers similarities from the cache.
+
+Invariants: a video whose frames and features are cached is neither decoded nor embedded again; a training step embeds only
+text.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from actors.config import EmbedderConfig
+from services.config import DataConfig, FramesConfig
+from services.embeddings import ClipEncoder, FeatureCache, similarity
+from services.frames import FrameCache
+from services.schema import Video
+
+TEXT_CACHE = 65536
+"""Text embeddings kept in memory."""
+
+
+class EmbedderActor:
+    """One CLIP behind two calls: `prepare` and `similarity`."""
+
+    def __init__(self, model: str, config: EmbedderConfig, data: DataConfig, frames: FramesConfig) -> None:
+        torch.set_num_threads(config.threads)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._clip = ClipEncoder(model, config.pretrained, config.dtype, config.resize, device)
+        self._frames = FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline)
+        self._features = FeatureCache(data.cache, self._clip.key)
+        self._batch = config.batch_size
+        self._embed_text = lru_cache(TEXT_CACHE)(lambda text: self._clip.encode_texts([text])[0])
+
+    def ready(self) -> None:
+        """Answers once the model is loaded."""
+
+    def prepare(self, path: str) -> Video:
+        """Fill both caches for one video. Raises VideoError with the reason when it cannot be decoded."""
+        video = self._frames.prepare(path)
+        if self._features.get(video.key) is None:
+            starts = range(0, video.num_frames, self._batch)
+            self._features.put(
+                video.key,
+                np.concatenate(
+                    [
+                        self._clip.encode_frames(
+                            self._frames.read(video.key, range(start, min(start + self._batch, video.num_frames)))
+                        )
+                        for start in starts
+                    ]
+                ),
+            )
+        return video
+
+    def similarity(self, video: str, queries: tuple[str, ...]) -> np.ndarray:
+        """[Q, T] float32 cosines of `queries` with the candidate frames of the video of that key."""
+        features = self._features.get(video)
+        if features is None:
+            raise KeyError(f"video {video} has no features in the cache; prepare it first")
+        return similarity(np.stack([self._embed_text(query) for query in queries]), features)

@@ -1,0 +1,202 @@
+"""`RolloutActor`: one vLLM engine; a turn in, tokens and log-probs out.
+
+Invariants: the engine runs on one thread and batches whatever is in flight; requests and weight updates are served in the
+order they came, and an update waits until every earlier request has finished, so no sample mixes two versions. After an
+update every cache that the old weights filled is dropped. Pixels are read here, from the frame cache, and go no further.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from actors.config import RolloutConfig
+from actors.prompts import Message
+from services.config import DataConfig, FramesConfig
+from services.frames import FrameCache, read_visual
+from services.schema import Turn, VisualInput
+from services.vision import PROCESSOR_KWARGS, engine_video
+from services.weights import POLICY
+
+
+def engine_env(config: RolloutConfig) -> dict[str, str]:
+    """Environment of the actor's process; vLLM reads it when it is imported."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.cpu_kv_cache_gib))),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": str(config.threads),
+    }
+
+
+class EngineLoop:
+    """A thread that owns the engine: requests join the running batch, calls run alone once it is empty."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self._inbox: queue.SimpleQueue[tuple[Callable[[], Any] | None, tuple[Any, ...], Future]] = queue.SimpleQueue()
+        self._running: dict[str, Future] = {}
+        self._next_id = 0
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    def generate(self, prompt: dict[str, Any], params: Any) -> Future:
+        """Future of the request's final `RequestOutput`."""
+        return self._send(None, (prompt, params))
+
+    def call(self, function: Callable[[], Any]) -> Future:
+        """Future of `function()`, run between batches: after all earlier requests, before all later ones."""
+        return self._send(function, ())
+
+    def _send(self, function: Callable[[], Any] | None, request: tuple[Any, ...]) -> Future:
+        future: Future = Future()
+        self._inbox.put((function, request, future))
+        return future
+
+    def _run(self) -> None:
+        call: tuple[Callable[[], Any], Future] | None = None
+        while True:
+            while call is None and (not self._running or not self._inbox.empty()):
+                function, request, future = self._inbox.get()
+                if function is None:
+                    self._add(request, future)
+                else:
+                    call = function, future
+            if self._running:
+                self._step()
+            elif call is not None:
+                function, future = call
+                call = None
+                try:
+                    future.set_result(function())
+                except Exception as error:
+                    future.set_exception(error)
+
+    def _add(self, request: tuple[Any, ...], future: Future) -> None:
+        request_id = str(self._next_id)
+        self._next_id += 1
+        try:
+            self.engine.add_request(request_id, *request)
+        except Exception as error:
+            future.set_exception(error)
+        else:
+            self._running[request_id] = future
+
+    def _step(self) -> None:
+        try:
+            for output in self.engine.step():
+                if output.finished:
+                    self._running.pop(output.request_id).set_result(output)
+        except Exception as error:
+            for future in self._running.values():
+                future.set_exception(error)
+            self._running.clear()
+
+
+class RolloutActor:
+    """One engine behind an async interface; many calls in flight share its batch."""
+
+    def __init__(
+        self,
+        model: str,
+        dtype: Any,
+        config: RolloutConfig,
+        data: DataConfig,
+        frames: FramesConfig,
+        store: ActorHandle,
+        store_name: str,
+    ) -> None:
+        from vllm import EngineArgs, SamplingParams
+        from vllm.config import WeightTransferConfig
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from services.weight_transfer import BACKEND
+
+        self._config, self._params = config, SamplingParams
+        self._frames = FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline)
+        engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=model,
+                dtype=dtype,
+                tensor_parallel_size=config.tensor_parallel,
+                distributed_executor_backend="uni" if config.tensor_parallel == 1 else "ray",
+                worker_extension_cls="services.weight_transfer.WeightTransferExtension",
+                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                max_model_len=config.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                gpu_memory_utilization=config.gpu_memory_utilization,
+                enforce_eager=config.num_gpus == 0,
+                skip_mm_profiling=config.num_gpus == 0,
+                limit_mm_per_prompt={"image": 0, "video": 1},
+                mm_processor_kwargs=PROCESSOR_KWARGS,
+                logprobs_mode="processed_logprobs",
+                generation_config="vllm",
+            )
+        )
+        engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"store": store_name}})
+        self._tokenizer = engine.renderer.tokenizer
+        self._loop = EngineLoop(engine)
+        self._set_version(0)
+        newest: Any = ray.get(store.manifest.remote(POLICY), timeout=config.deadline)
+        if newest is not None:  # a restarted actor catches up
+            self._update(newest.version)
+
+    async def ready(self) -> int:
+        """Answers once the engine runs; the version it holds."""
+        return self.version
+
+    async def generate(self, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int) -> Turn:
+        """One reply to `messages`, sampled with its own `seed`.
+
+        Raises ValueError when the prompt with its reply does not fit `max_model_len`.
+        """
+        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        prompt: dict[str, Any] = {"prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
+        if visual is not None:
+            pixels = read_visual(self._frames, visual)
+            prompt["multi_modal_data"] = {"video": [engine_video(pixels, visual)]}
+            prompt["multi_modal_uuids"] = {"video": [repr(visual)]}
+        params = self._params(
+            temperature=self._config.temperature, max_tokens=max_tokens, seed=seed, logprobs=0, skip_special_tokens=True
+        )
+        output = await asyncio.wrap_future(self._loop.generate(prompt, params))
+        reply = output.outputs[0]
+        return Turn(
+            prompt_ids=np.asarray(output.prompt_token_ids, np.int32),
+            response_ids=np.asarray(reply.token_ids, np.int32),
+            log_probs=np.asarray(
+                [step[token].logprob for step, token in zip(reply.logprobs, reply.token_ids, strict=True)], np.float32
+            ),
+            text=reply.text,
+            truncated=reply.finish_reason == "length",
+            version=int(reply.weight_versions[0].version),
+            visual=visual,
+        )
+
+    async def pull(self, version: int) -> int:
+        """Take `version` in, after every request already in flight; returns it."""
+        await asyncio.wrap_future(self._loop.call(lambda: self._update(version)))
+        return self.version
+
+    def _update(self, version: int) -> None:
+        engine = self._loop.engine
+        engine.collective_rpc("start_weight_update")
+        engine.collective_rpc("update_weights", kwargs={"update_info": {"version": version}})
+        engine.collective_rpc("finish_weight_update")
+        engine.reset_prefix_cache()
+        engine.reset_mm_cache()
+        engine.reset_encoder_cache()
+        self._set_version(version)
+
+    def _set_version(self, version: int) -> None:
+        self._loop.engine.set_weight_version(str(version))
+        self.version = version

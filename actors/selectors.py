@@ -1,0 +1,79 @@
+"""Selectors: from a similarity matrix [Q, T] to K frames.
+
+Invariants: frames come back in time order; `T <= K` gives all frames and draws nothing; a draw depends on the logits and the
+seed alone, not on what else the actor was asked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from actors.config import SelectorConfig
+from learners.config import SamplerConfig
+from learners.plackett_luce import entropy, log_prob, sample
+from learners.unet import collate, make_sampler
+from services.schema import Selection
+from services.weights import SAMPLER, read_version
+
+
+def uniform_frames(num_frames: int, budget: int) -> tuple[int, ...]:
+    """`linspace(0, T - 1, K)` truncated to int; all frames when T <= K. Also the previews of the query turn."""
+    if num_frames <= budget:
+        return tuple(range(num_frames))
+    return tuple(int(index) for index in np.linspace(0, num_frames - 1, budget))
+
+
+def topk_frames(scores: np.ndarray, budget: int) -> tuple[int, ...]:
+    """The K largest of `scores` [T], in time order; the earlier frame wins a tie."""
+    return tuple(sorted(np.argsort(-scores, kind="stable")[:budget].tolist()))
+
+
+class SelectorActor:
+    """The sampler network behind `select`; takes new weights from the store."""
+
+    def __init__(self, config: SelectorConfig, sampler: SamplerConfig, seed: int, store: ActorHandle) -> None:
+        torch.set_num_threads(config.threads)
+        self._kind, self._store = config.kind, store
+        self._network = make_sampler(sampler.channels, seed)
+        self.version = 0
+        if ray.get(store.manifest.remote(SAMPLER), timeout=config.deadline) is not None:
+            self.pull(None)
+
+    def ready(self) -> int:
+        """Answers once the network is built; the version it holds."""
+        return self.version
+
+    def pull(self, version: int | None) -> int:
+        """Take `version` (None: the newest) of the sampler in; returns its number."""
+        self.version, tensors = read_version(self._store, SAMPLER, version)
+        self._network.load_state_dict({name: tensor.clone() for name, tensor in tensors})
+        return self.version
+
+    def select(self, similarity: np.ndarray, budget: int, seed: int | None) -> Selection:
+        """K frames for `similarity` [Q, T]: drawn with `seed`, or the K largest logits when it is None (test time)."""
+        num_frames = similarity.shape[1]
+        logits = self._logits(similarity)
+        spread = float(entropy(logits[None])[0])
+        draw: tuple[int, ...] = ()
+        score = None
+        if num_frames <= budget:
+            frames = tuple(range(num_frames))
+        elif self._kind == "uniform":
+            frames = uniform_frames(num_frames, budget)
+        elif self._kind == "topk" or seed is None:
+            frames = topk_frames(logits.numpy(), budget)
+        else:
+            chosen = sample(logits, budget, torch.Generator().manual_seed(seed))
+            score = float(log_prob(logits[None], chosen[None])[0])
+            draw = tuple(chosen.tolist())
+            frames = tuple(sorted(draw))
+        return Selection(frames, draw, score, spread, similarity, self.version)
+
+    def _logits(self, similarity: np.ndarray) -> torch.Tensor:
+        """[T] of the network, or the mean similarity for a selector without one."""
+        if self._kind != "unet":
+            return torch.from_numpy(similarity.mean(0))
+        return self._network.forward_inference(collate([similarity]))["logits"][0]

@@ -1,0 +1,114 @@
+"""What can be known to fail is said before any actor starts: model folders, CLIP folders, questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.config import Config
+from services.errors import UserError
+from services.questions import read_questions
+from services.schema import Question
+from services.toyworld import ToyWorld
+
+CPU_HEAD_DIM = 32
+"""The CPU engine's attention takes head sizes that are multiples of this."""
+
+
+def resolve(config: Config, world: ToyWorld | None) -> Config:
+    """Empty fields filled from the toy world, and every path made absolute: actors start in other folders."""
+
+    def model(name: str, toy: Path | None) -> str:
+        if not name and toy is not None:
+            return str(toy)
+        return str(Path(name).expanduser().absolute()) if is_folder(name) else name
+
+    questions = config.data.questions or (world.questions if world else None)
+    if questions is None:
+        raise UserError(
+            "data.questions: empty, and there is no toyworld to take them from; name a parquet or JSONL file"
+        )
+    root = config.data.video_root
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(
+                update={
+                    "questions": questions.expanduser().absolute(),
+                    "video_root": root and root.expanduser().absolute(),
+                    "cache": config.data.cache.expanduser().absolute(),
+                }
+            ),
+            "policy": config.policy.model_copy(update={"model": model(config.policy.model, world and world.mllm)}),
+            "embedder": config.embedder.model_copy(
+                update={"model": model(config.embedder.model, world and world.clip)}
+            ),
+        }
+    )
+
+
+def check_models(config: Config) -> None:
+    """Raises UserError for a model the run could not load or serve. Hub names are left to the loaders."""
+    model, clip = config.policy.model, config.embedder.model
+    if is_folder(model):
+        check_mllm(Path(model), on_cpu=config.rollout.num_gpus == 0)
+    if is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():
+        raise UserError(
+            f"embedder.model: {clip} has no open_clip_config.json; name a folder saved by open_clip, or a model it knows"
+        )
+
+
+def is_folder(model: str) -> bool:
+    """Whether `model` means a local folder rather than a hub name. Raises UserError for a path that is not there."""
+    if Path(model).is_dir():
+        return True
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(f"{model}: no such model folder")
+    return False
+
+
+def check_mllm(folder: Path, on_cpu: bool) -> None:
+    """A Qwen2.5-VL in Hugging Face format, whole enough to roll out and to train."""
+    needs = {
+        "the model's config": ["config.json"],
+        "a tokenizer": ["tokenizer.json", "vocab.json"],
+        "a processor": ["preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"],
+        "weights": ["model.safetensors", "model.safetensors.index.json"],
+    }
+    for what, names in needs.items():
+        if not any((folder / name).is_file() for name in names):
+            raise UserError(
+                f"policy.model: {folder} lacks {what} ({' or '.join(names)}); copy it from the original model"
+            )
+    shape = json.loads((folder / "config.json").read_text())
+    if shape.get("model_type") != "qwen2_5_vl":
+        raise UserError(f"policy.model: {folder} is a {shape.get('model_type')}; this version trains qwen2_5_vl")
+    text = shape.get("text_config", shape)
+    head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    if on_cpu and head_dim % CPU_HEAD_DIM:
+        raise UserError(
+            f"policy.model: {folder} has attention heads of {head_dim}; the CPU engine takes multiples of {CPU_HEAD_DIM}. "
+            "Use another model, or a GPU (rollout.num_gpus=1)"
+        )
+
+
+def load_questions(config: Config) -> list[Question]:
+    """The questions this run can learn from; stage 1 leaves out those that need no key frames (pass rate 1)."""
+    assert config.data.questions is not None, "resolve() first"
+    questions = read_questions(config.data.questions, config.data.video_root)
+    if config.sampler.objective == "difficulty":
+        questions = _with_difficulty(questions, config.data.questions)
+    return questions
+
+
+def _with_difficulty(questions: Sequence[Question], source: Path) -> list[Question]:
+    unknown = [question.id for question in questions if question.pass_rate is None]
+    if unknown:
+        raise UserError(
+            f"{source}: sampler.objective=difficulty needs every question's pass_rate; missing for {len(unknown)}, "
+            f"such as {', '.join(unknown[:3])}"
+        )
+    kept = [question for question in questions if question.pass_rate != 1]
+    if not kept:
+        raise UserError(f"{source}: every question has pass_rate 1, which leaves nothing for stage 1 to learn")
+    return kept

@@ -1,0 +1,169 @@
+"""The fleet of a run: Ray, every actor pool, both learners, the weight store, and the videos made ready for them.
+
+Invariants: everything that can be wrong with paths and models is said before the first actor starts; what was started is
+stopped on the way out, whatever happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.collector import Collector
+from actors.embedder import EmbedderActor
+from actors.pool import Pool
+from actors.rollout import RolloutActor, engine_env
+from actors.selectors import SelectorActor
+from cluster.config import ClusterConfig, Config
+from cluster.placement import Placement, plan
+from learners.config import LearnerConfig
+from learners.policy import PolicyLearner
+from learners.rank import LearnerGroup, LearnerRank
+from learners.sampler import SamplerLearner
+from services.errors import VideoError
+from services.schema import Question, Video
+from services.weights import create_store
+
+Report = Callable[[str], None]
+
+COMMON_ENV = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Of every process of a run."""
+
+ENGINE_CONCURRENCY = 4096
+"""Requests one rollout actor holds; its engine batches them."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Handles on all that runs. A learner is None when it has nothing to learn."""
+
+    rollouts: Pool
+    embedders: Pool
+    selectors: Pool
+    policy: LearnerGroup | None
+    sampler: LearnerGroup | None
+    store: ActorHandle
+
+
+@asynccontextmanager
+async def fleet(config: Config, report: Report) -> AsyncIterator[Fleet]:
+    """Start everything, and stop it at the end."""
+    connect(config.cluster)
+    try:
+        report("placing actors")
+        placement = await Placement.create(plan(config), config.cluster.placement_deadline, report)
+        report("starting actors")
+        yield await start(config, placement)
+    finally:
+        ray.shutdown()
+
+
+def connect(config: ClusterConfig) -> None:
+    """Join the cluster that `address` or `RAY_ADDRESS` names, or start a private one."""
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    os.environ.update(COMMON_ENV)
+    if address:
+        ray.init(address, runtime_env={"env_vars": COMMON_ENV}, log_to_driver=False)
+        return
+    memory = None if config.object_store_gib is None else int(config.object_store_gib * 2**30)
+    ray.init(
+        include_dashboard=False,
+        object_store_memory=memory,
+        runtime_env={"env_vars": COMMON_ENV},
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+
+
+async def start(config: Config, placement: Placement) -> Fleet:
+    """Every actor at once; returns when all are ready."""
+    store_name = f"weights-{uuid.uuid4().hex[:8]}"
+    store = create_store(store_name)
+    seed, models = config.train.seed, (config.policy.model, config.embedder.model)
+
+    def env(threads: int) -> dict[str, str]:
+        return COMMON_ENV | {"OMP_NUM_THREADS": str(threads)}
+
+    async def learner(rank_class: type[LearnerRank], part: LearnerConfig, arguments: tuple[Any, ...]) -> LearnerGroup:
+        accelerator = {} if part.num_gpus else {"DS_ACCELERATOR": "cpu"}
+        return await LearnerGroup.start(
+            rank_class, arguments, part, env(part.threads) | accelerator, placement.of(rank_class.network)
+        )
+
+    async def absent() -> None:
+        return None
+
+    rollouts, embedders, selectors, policy, sampler = await asyncio.gather(
+        Pool.start(
+            RolloutActor,
+            (models[0], config.policy.dtype, config.rollout, config.data, config.frames, store, store_name),
+            config.rollout,
+            COMMON_ENV | engine_env(config.rollout),
+            placement.of("rollout"),
+            ENGINE_CONCURRENCY,
+        ),
+        Pool.start(
+            EmbedderActor,
+            (models[1], config.embedder, config.data, config.frames),
+            config.embedder,
+            env(config.embedder.threads),
+            placement.of("embedder"),
+        ),
+        Pool.start(
+            SelectorActor,
+            (config.selector, config.sampler, seed, store),
+            config.selector,
+            env(config.selector.threads),
+            placement.of("selector"),
+        ),
+        learner(
+            PolicyLearner,
+            config.policy,
+            (config.policy, models[0], config.rollout.temperature, config.data, config.frames),
+        )
+        if config.policy.train
+        else absent(),
+        learner(SamplerLearner, config.sampler, (config.sampler, seed)) if config.selector.kind == "unet" else absent(),
+    )
+    return Fleet(rollouts, embedders, selectors, policy, sampler, store)
+
+
+async def prepare(embedders: Pool, questions: Sequence[Question]) -> tuple[dict[str, Video], dict[str, str]]:
+    """Every video decoded and embedded: the videos by path, and the reason for each that could not be."""
+    paths = list(dict.fromkeys(question.video for question in questions))
+
+    async def one(path: str) -> Video | str:
+        try:
+            return await embedders.call("prepare", path)
+        except VideoError as error:
+            return str(error)
+
+    results = dict(zip(paths, await asyncio.gather(*map(one, paths)), strict=True))
+    return (
+        {path: result for path, result in results.items() if isinstance(result, Video)},
+        {path: result for path, result in results.items() if isinstance(result, str)},
+    )
+
+
+def collector(fleet: Fleet, config: Config, videos: dict[str, Video]) -> Collector:
+    """The collector over this fleet."""
+    return Collector(
+        fleet.rollouts,
+        fleet.embedders,
+        fleet.selectors,
+        config.rollout,
+        config.prompts,
+        config.frames,
+        config.rewards,
+        videos,
+        config.train.seed,
+    )

@@ -1,0 +1,98 @@
+"""Config sections of what learns. Composed by `cluster/config.py`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from services.config import Section
+
+
+class LearnerConfig(Section):
+    """What both learners share: DeepSpeed, optimizer, processes."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Constant AdamW learning rate."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    world_size: int = Field(default=1, ge=1)
+    """DeepSpeed ranks, one Ray actor each."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
+    num_cpus: float = Field(default=1.0, gt=0)
+    """CPUs that Ray reserves for a rank."""
+    threads: int = Field(default=1, ge=1)
+    """torch / OpenMP threads of a rank."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of a rank."""
+    deadline: float = Field(default=1800.0, gt=0)
+    """Seconds one update, publication or checkpoint may take."""
+
+
+class PolicyConfig(LearnerConfig):
+    """The MLLM and GRPO."""
+
+    model: str = ""
+    """Hugging Face folder (or hub name) of a Qwen2.5-VL. Empty: the toy world's."""
+    num_parameters: float | None = None
+    """Parameter count for the memory estimate when the model's config is not on this machine."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Numbers of the learner's forward pass and of the engine; the optimizer keeps float32."""
+    train: bool = True
+    """False freezes the MLLM: stage 1, sampler pre-training."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """The ratio is clipped from below at 1 - clip_low."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """The ratio is clipped from above at 1 + clip_high."""
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Padded tokens of one forward pass of a rank; a longer sequence goes alone."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass."""
+
+
+class SamplerConfig(LearnerConfig):
+    """The 1-D U-Net and REINFORCE."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    channels: tuple[int, ...] = (64, 128, 256)
+    """Channels of the U-Net's levels, top to bottom; the default has about 2M parameters (paper)."""
+    log_prob: Literal["plackett_luce", "independent"] = "plackett_luce"
+    """Log-probability of a draw: exact for draws without replacement (ours), or the paper's sum of log p."""
+    objective: Literal["joint", "difficulty"] = "joint"
+    """`joint`: stage 2, the trajectory's reward minus its baseline. `difficulty`: stage 1, right 1/c, wrong -1/(1-c)."""
+    reward: Literal["total", "accuracy"] = "total"
+    """Stage 2: which reward the sampler gets (two readings of the paper)."""
+    baseline: bool = True
+    """Stage 2: subtract the leave-one-out mean of the group (ours)."""
+    wrong_at_zero: float = Field(default=0.0, le=0)
+    """Stage 1: advantage of a wrong answer at pass rate 0 (ours: 0; the formula's value is -1)."""
+    max_advantage: float = Field(default=10.0, gt=0)
+    """Stage 1: the advantage is capped here in size; also its value for a right answer at pass rate 0 (paper: 10)."""
+    micro_batch_frames: int = Field(default=65536, ge=1)
+    """Padded candidate frames of one forward pass of a rank."""
+    entropy_bonus: float = Field(default=0.0, ge=0)
+    """Weight of the entropy of softmax(logits), divided by log T, added to the objective."""
+
+
+class RewardConfig(Section):
+    """r = accuracy + format + info."""
+
+    accuracy: float = Field(default=0.8, ge=0)
+    """Reward of the right letter (paper: 0.8; one source says 1.0)."""
+    format: float = Field(default=0.1, ge=0)
+    """Reward when both turns keep the format (paper: 0.1)."""
+    info: float = Field(default=0.1, ge=0)
+    """Reward when every query's row is informative; a share of it for a share of them (paper: 0.1)."""
+    info_ratio: float = Field(default=10.0, gt=1)
+    """A row is informative when max_t s > info_ratio * min_t s (paper: 10)."""
+    logit_scale: float = Field(default=100.0, gt=0)
+    """s is the row's softmax over frames of logit_scale * cosine (ours: CLIP's own scale)."""
+
+    @model_validator(mode="after")
+    def _some_reward(self) -> RewardConfig:
+        if self.accuracy + self.format + self.info == 0:
+            raise ValueError("accuracy, format and info are all 0: nothing can be learned; make one positive")
+        return self

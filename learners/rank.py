@@ -1,0 +1,236 @@
+"""What both learners are made of: a group of Ray actors, each one DeepSpeed rank, driven in lockstep.
+
+Invariants: every rank gets the same samples by reference and takes its own share of one global plan, so the ranks agree on
+the number of forward passes without talking; losses are normalised by global counts, so the split changes nothing; a loss
+or a gradient that is not finite stops the run before the weights take it in; every remote call has a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from learners.config import LearnerConfig
+from services.errors import TrainingError
+from services.weights import plan_buckets, write_bucket
+
+
+def plan_micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> list[list[list[int]]]:
+    """Sample indices by rank and micro-batch: sorted by length, at most `budget` padded tokens each (or one sample).
+
+    Every rank gets the same number of micro-batches; where they do not divide evenly the surplus ones are empty.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+            batches.append([])
+        batches[-1].append(index)
+    # Few batches for many ranks: cut the fullest, so that no rank idles while another works.
+    while len(batches) < world_size and max(map(len, batches)) > 1:
+        fullest = max(batches, key=len)
+        batches.remove(fullest)
+        batches += [fullest[::2], fullest[1::2]]
+    batches += [[] for _ in range(-len(batches) % world_size)]
+    return [batches[rank::world_size] for rank in range(world_size)]
+
+
+class LearnerRank:
+    """One DeepSpeed rank. Subclasses build the network and define the update."""
+
+    network: str
+    """Name of its weights in the store."""
+
+    def __init__(self, config: LearnerConfig, rank: int, dtype: str = "float32") -> None:
+        self.config, self.rank, self.dtype = config, rank, dtype
+
+    def build(self) -> torch.nn.Module:
+        """The network to train, on CPU."""
+        raise NotImplementedError
+
+    def publishable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Parameters under the names that readers of the store expect."""
+        raise NotImplementedError
+
+    def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Write the whole network, in its public format, into `folder`."""
+        raise NotImplementedError
+
+    def address(self) -> tuple[str, int]:
+        """Where rank 0 will listen: this node's address and a free port."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def connect(self, address: str, port: int) -> None:
+        """Join the process group and hand the network to DeepSpeed."""
+        os.environ.update(
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.config.world_size),
+            LOCAL_RANK="0",
+            LOCAL_SIZE="1",
+            MASTER_ADDR=address,
+            MASTER_PORT=str(port),
+        )
+        import deepspeed
+        import deepspeed.comm.torch
+
+        torch.set_num_threads(self.config.threads)
+        on_gpu = torch.cuda.is_available()
+        if not on_gpu:  # gloo does all we need; DeepSpeed would compile a shared-memory operator first
+            deepspeed.comm.torch.build_shm_op = lambda: None
+        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False)
+        network = self.build()
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in network.parameters() if parameter.requires_grad],
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=network,
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": self.config.max_grad_norm,
+                "bf16": {"enabled": self.dtype == "bfloat16"},
+                "zero_optimization": {"stage": self.config.zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 2**31,
+            },
+        )
+
+    def optimize(self, losses: Sequence[Callable[[], torch.Tensor]], step: int) -> dict[str, float]:
+        """Accumulate the losses, each a share of the global one, and take one optimizer step.
+
+        Returns the global loss and the gradient norm before clipping. Raises TrainingError when either is not finite.
+        """
+        total = torch.zeros((), device=self.engine.device)
+        for index, compute in enumerate(losses):
+            self.engine.set_gradient_accumulation_boundary(index == len(losses) - 1)
+            loss = compute()
+            total += loss.detach()
+            # DeepSpeed averages gradients over ranks; shares add up to the global loss.
+            self.engine.backward(loss * self.config.world_size)
+        torch.distributed.all_reduce(total)
+        loss_value = float(total)
+        if not math.isfinite(loss_value):
+            raise TrainingError(
+                f"step {step}: the {self.network} loss is {loss_value}; the weights were left as they were"
+            )
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm())
+        if not math.isfinite(norm):
+            raise TrainingError(f"step {step}: the gradient norm of the {self.network} is {norm}")
+        return {"loss": loss_value, "grad_norm": norm}
+
+    def publish(self, store: ActorHandle, version: int) -> int:
+        """Write the weights to the store as `version`, bucket by bucket; every rank takes part. Returns the bytes."""
+        parameters = dict(self.publishable())
+        sizes = {name: getattr(p, "ds_numel", p.numel()) * p.element_size() for name, p in parameters.items()}
+        written = 0
+        for index, names in enumerate(plan_buckets(sizes)):
+            with self._gathered([parameters[name] for name in names]):
+                if self.rank == 0:
+                    tensors = ((name, parameters[name].data) for name in names)
+                    written += write_bucket(store, self.network, version, index, tensors, self.config.deadline)
+        if self.rank == 0:
+            ray.get(store.commit.remote(self.network, version), timeout=self.config.deadline)
+        return written
+
+    def save(self, folder: str) -> None:
+        """Write the network into `folder`; every rank takes part, rank 0 writes."""
+        parameters = dict(self.publishable())
+        with self._gathered(list(parameters.values())):
+            if self.rank == 0:
+                state = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                self.save_network(Path(folder), state)
+
+    def _gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3)
+
+
+class LearnerGroup:
+    """The driver's handle on all ranks of one learner."""
+
+    def __init__(self, network: str, ranks: Sequence[ActorHandle], deadline: float) -> None:
+        self.network, self._ranks, self._deadline = network, list(ranks), deadline
+        self.version = 0
+        """Newest version published; 0 is the network as it was loaded."""
+        self.is_ahead = False
+        """The network has learnt since it was last published."""
+
+    @classmethod
+    async def start(
+        cls,
+        rank_class: type[LearnerRank],
+        arguments: tuple[Any, ...],
+        config: LearnerConfig,
+        env: dict[str, str],
+        bundles: Sequence[PlacementGroupSchedulingStrategy],
+    ) -> LearnerGroup:
+        """One actor a bundle, connected to each other. `arguments`: those of `rank_class` before its rank."""
+        remote: Any = ray.remote(rank_class)
+        ranks = [
+            remote.options(
+                num_cpus=config.num_cpus,
+                num_gpus=config.num_gpus,
+                scheduling_strategy=bundle,
+                runtime_env={"env_vars": env},
+            ).remote(*arguments, rank)
+            for rank, bundle in enumerate(bundles)
+        ]
+        group = cls(rank_class.network, ranks, config.deadline)
+        address, port = await group._await(ranks[0].address.remote(), "address")
+        await group.call("connect", address, port)
+        return group
+
+    async def update(self, batch: Any, step: int) -> dict[str, float]:
+        """One optimizer step; the ranks read the batch from the object store. Returns metrics."""
+        metrics = await self.call("update", ray.put(batch), step)
+        self.is_ahead = True
+        return self._with_version(metrics)
+
+    def idle(self) -> dict[str, float]:
+        """The metrics of a step that held no signal for this network: nothing moves."""
+        return self._with_version({f"{self.network}/loss": 0.0, f"{self.network}/grad_norm": 0.0})
+
+    def _with_version(self, metrics: dict[str, float]) -> dict[str, float]:
+        return metrics | {f"{self.network}/version": float(self.version + self.is_ahead)}
+
+    async def publish(self, store: ActorHandle) -> None:
+        """The network as it is becomes the store's next version."""
+        await self.call("publish", store, self.version + 1)
+        self.version, self.is_ahead = self.version + 1, False
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Run `method` on every rank; rank 0's result. The first error of any rank is raised, not waited out."""
+        calls = [self._await(getattr(rank, method).remote(*arguments), method) for rank in self._ranks]
+        return (await asyncio.gather(*calls))[0]
+
+    async def _await(self, reference: Any, method: str) -> Any:
+        try:
+            return await asyncio.wait_for(reference, self._deadline)
+        except TimeoutError:
+            raise TrainingError(
+                f"{self.network} learner: {method} was not done within {self._deadline:.0f} s"
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, TrainingError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayActorError as error:
+            raise TrainingError(f"{self.network} learner: an actor died during {method}: {error}") from None

@@ -1,0 +1,72 @@
+"""Config sections of the services: data, caches, toy world. Composed by `cluster/config.py`.
+
+A section is a frozen pydantic model that forbids unknown fields; the docstring under a field is its reference entry.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+def default_cache() -> Path:
+    """`$MSJOE_CACHE`, else `~/.cache/msjoe`."""
+    return Path(os.environ.get("MSJOE_CACHE", Path.home() / ".cache" / "msjoe"))
+
+
+class Section(BaseModel):
+    """Base of every config section."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class DataConfig(Section):
+    """Questions, videos and where decoded frames and features are kept."""
+
+    questions: Path | None = None
+    """Training questions, parquet or JSONL (`docs/data.md`). Empty: those of the toy world."""
+    video_root: Path | None = None
+    """Folder that relative video paths start from. Empty: the folder of the questions file."""
+    cache: Path = Field(default_factory=default_cache)
+    """Folder of the frame and feature caches; on a cluster, one that every node sees. Default `$MSJOE_CACHE`, else `~/.cache/msjoe`."""
+    decode_deadline: float = Field(default=600.0, gt=0)
+    """Seconds one video may take to decode before its decoder is killed and the video left out."""
+
+
+class FramesConfig(Section):
+    """How large frames are, in visual tokens of the MLLM (28 x 28 pixels each)."""
+
+    budget: int = Field(default=32, ge=1)
+    """K: key frames shown in the answer turn (paper: 32 or 64)."""
+    tokens_per_frame: int = Field(default=256, ge=1)
+    """Largest number of visual tokens of a key frame; also the size frames are cached at (ours)."""
+    preview_tokens_per_frame: int = Field(default=32, ge=1)
+    """Largest number of visual tokens of a preview frame in the query turn (paper: 32)."""
+
+    @property
+    def previews(self) -> int:
+        """Uniform preview frames of the query turn: K // 2 (paper)."""
+        return self.budget // 2
+
+
+class ToyWorldConfig(Section):
+    """The miniature world made by `msjoe toyworld`: videos, questions, a small CLIP and a small Qwen2.5-VL."""
+
+    seed: int = 0
+    """Decides everything in the world; another seed is another world."""
+    videos: int = Field(default=16, ge=1)
+    """How many videos."""
+    questions_per_video: int = Field(default=2, ge=1)
+    """How many questions each."""
+    min_seconds: int = Field(default=60, ge=1)
+    """Length of the shortest video, seconds."""
+    max_seconds: int = Field(default=300, ge=1)
+    """Length of the longest video, seconds."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ToyWorldConfig:
+        if self.min_seconds > self.max_seconds:
+            raise ValueError(f"min_seconds {self.min_seconds} is above max_seconds {self.max_seconds}")
+        return self

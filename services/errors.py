@@ -1,0 +1,14 @@
+"""Errors that are meant for a person: their message names the thing and the remedy, and the CLI prints them without a
+traceback."""
+
+
+class UserError(Exception):
+    """Something the user can mend: a path, a field, a file's content. Exit code 2."""
+
+
+class VideoError(Exception):
+    """A video that cannot be read; the message is the reason. The caller quarantines the video and goes on."""
+
+
+class TrainingError(Exception):
+    """The run cannot go on: a NaN, a dead actor, a call past its deadline. Exit code 1."""

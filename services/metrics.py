@@ -1,0 +1,117 @@
+"""Metrics: one sink that fans out to `metrics.jsonl`, TensorBoard and the console.
+
+Invariants: `log` is called once a step and every back end has the step when it returns. `metrics.jsonl` is valid JSON: a
+value that is not finite stands there as `null` (TensorBoard and the console keep which one it was). A resumed run appends;
+`read_metrics` and TensorBoard show its steps instead of those it repeats.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from services import jsonl
+
+FILE = "metrics.jsonl"
+
+
+class MetricsSink:
+    """Writes one step's metrics everywhere. Use as a context manager: leaving it closes files and the progress bar."""
+
+    def __init__(self, run_dir: Path, total_steps: int) -> None:
+        """`run_dir` is made when missing; `total_steps` is the last step of the run, for the progress bar."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir = run_dir
+        self._total_steps = total_steps
+        self._tensorboard: SummaryWriter | None = None
+        console = Console()
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("elapsed,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=not console.is_terminal,
+            refresh_per_second=2,
+            speed_estimate_period=3600,
+        )
+        self._task = self._progress.add_task("step", total=total_steps)
+        self._progress.start()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Log `metrics` (names like `reward/total`, values in the unit the name implies) of step 1…total_steps."""
+        values = {name: float(value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        jsonl.append(self._run_dir / FILE, [{"step": step, **finite}])
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=step)
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+        line = format_line(step, self._total_steps, values)
+        self._progress.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._progress.update(self._task, completed=step)
+
+    def close(self) -> None:
+        """Close the files and take the progress bar off the terminal."""
+        self._progress.stop()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def format_line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
+    """One readable line of a step; a metric that is absent leaves no trace, nor does a part without metrics."""
+
+    def part(*fields: tuple[str, str]) -> str:
+        return " ".join(template.format(metrics[name]) for name, template in fields if name in metrics)
+
+    reward = part(("reward/total", "reward {:.3f}"))
+    terms = part(("reward/accuracy", "acc {:.2f}"), ("reward/format", "fmt {:.2f}"), ("reward/info", "info {:.2f}"))
+    policy = part(
+        ("policy/loss", "loss {:.2g}"),
+        ("policy/grad_norm", "grad {:.2g}"),
+        ("policy/mismatch_kl", "kl {:.2g}"),
+        ("policy/version", "v{:.0f}"),
+    )
+    sampler = part(
+        ("sampler/loss", "loss {:.2g}"),
+        ("sampler/grad_norm", "grad {:.2g}"),
+        ("sampler/entropy", "H {:.2f}"),
+        ("sampler/version", "v{:.0f}"),
+    )
+    columns = [
+        f"{step:>{len(str(total_steps))}}/{total_steps}",
+        f"{reward} ({terms})" if reward and terms else reward,
+        policy and f"policy {policy}",
+        sampler and f"sampler {sampler}",
+        part(("timing/step", "{:.1f} s")),
+    ]
+    return "  ".join(column for column in columns if column)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, steps ascending. A row replaces those of its own and later steps written before it: a
+    run resumed from step n has taken another way from there."""
+    rows: list[dict[str, Any]] = []
+    for row in jsonl.read(run_dir / FILE):
+        while rows and rows[-1]["step"] >= row["step"]:
+            rows.pop()
+        rows.append(row)
+    return rows

@@ -1,0 +1,142 @@
+"""The vocabulary of a run: what travels between actors, learners and the driver.
+
+Invariants: everything here is small (token ids, frame *indices*, similarities; never a pixel), immutable once made, and
+picklable. Every turn says which policy weights made it, every selection which sampler weights.
+
+Shape letters: `Q` queries (at most 4), `T` candidate frames (1 per second), `K` chosen frames, `P` prompt tokens,
+`R` response tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+MAX_QUERIES = 4
+"""Rows of the similarity matrix that the sampler network is built for."""
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One multiple-choice question about one video."""
+
+    id: str
+    """Unique within its file."""
+    video: str
+    """Path of the video file, absolute once read."""
+    question: str
+    options: tuple[str, ...]
+    """Texts of the options without their letters; option 0 is letter A."""
+    answer: str
+    """The right option's letter."""
+    pass_rate: float | None = None
+    """Share of right answers of the base MLLM with uniform frames, 0…1; None when never measured."""
+    data_source: str = ""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One decoded video, as the caches know it."""
+
+    path: str
+    key: str
+    """Content address of its cached frames: file content and decode rule."""
+    num_frames: int
+    """T: candidate frames, one per second."""
+    height: int
+    """Pixels of a cached frame; a multiple of 28, as is `width`."""
+    width: int
+
+
+@dataclass(frozen=True)
+class VisualInput:
+    """The frames one turn shows the MLLM, by reference: whoever needs the pixels reads them from the frame cache."""
+
+    video: str
+    """`Video.key`."""
+    frames: tuple[int, ...]
+    """Indices in 0…T-1, ascending."""
+    num_frames: int
+    """T of the whole video: with `frames` it fixes the seconds between two temporal patches."""
+    height: int
+    """Pixels of a frame as shown; a multiple of 28, as is `width`."""
+    width: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One generation of the MLLM: tokens in, tokens out, exactly as the engine saw and sampled them."""
+
+    prompt_ids: np.ndarray
+    """[P] int32, visual placeholders already expanded."""
+    response_ids: np.ndarray
+    """[R] int32, the end token included when it was sampled."""
+    log_probs: np.ndarray
+    """[R] float32: log-probability of each response token under the distribution it was sampled from."""
+    text: str
+    """The response, decoded."""
+    truncated: bool
+    """The reply hit the token limit."""
+    version: int
+    """Policy weights that made it."""
+    visual: VisualInput | None
+    """None when the turn shows no frames."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """K of T frames, and what the sampler saw when it drew them."""
+
+    frames: tuple[int, ...]
+    """Chosen indices in time order."""
+    draw: tuple[int, ...]
+    """The same indices in the order they were drawn; empty when nothing was drawn (T <= K)."""
+    log_prob: float | None
+    """Log-probability of the ordered draw; None when nothing was drawn."""
+    entropy: float
+    """Entropy in nats of softmax(logits) over the T frames."""
+    similarity: np.ndarray
+    """[Q, T] float32 cosines of queries and candidate frames."""
+    version: int
+    """Sampler weights that made it."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The parts of one trajectory's reward, each already weighted."""
+
+    accuracy: float
+    format: float
+    info: float
+
+    @property
+    def total(self) -> float:
+        return self.accuracy + self.format + self.info
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One question answered once, from the query turn to the reward."""
+
+    question_id: str
+    index: int
+    """Place in its group, 0…G-1."""
+    query_turn: Turn
+    queries: tuple[str, ...]
+    """Queries that CLIP was asked: the parsed ones, or the question itself when none parsed."""
+    selection: Selection
+    answer_turn: Turn
+    letter: str | None
+    """The letter answered; None when the reply could not be parsed."""
+    reward: Reward
+
+
+@dataclass(frozen=True)
+class Group:
+    """All trajectories of one question in one step."""
+
+    question: Question
+    trajectories: tuple[Trajectory, ...] = field(default_factory=tuple)

@@ -1,0 +1,228 @@
+"""The frame cache decodes once, shares by content, appears whole and reads only what it is asked for."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from services import frames as module
+from services.errors import UserError, VideoError
+from services.frames import FrameCache, read_visual, resize, visual_input
+from services.schema import Video
+
+TOKENS = 8
+
+
+@pytest.fixture
+def cache(tmp_path):
+    cache = FrameCache(tmp_path / "cache", TOKENS, 60)
+    yield cache
+    cache.close()
+
+
+def files(cache: FrameCache) -> list[Path]:
+    return [path for path in cache.root.rglob("*") if path.is_file() and "hashes" not in path.parts]
+
+
+def test_prepare_and_read(cache, video, read_numbers):
+    known = cache.prepare(video)
+    assert (known.path, known.num_frames, known.height, known.width) == (str(video), 12, 56, 112)
+    frames = cache.read(known.key, [7, 0, 7, 11])
+    assert frames.dtype == np.uint8 and frames.shape == (4, 56, 112, 3) and frames.flags.writeable
+    assert read_numbers(frames) == [700, 0, 700, 1100]
+    assert cache.video(known.key) == known
+    assert cache.read(known.key, []).shape == (0, 56, 112, 3)
+    for index in (-1, 12):
+        with pytest.raises(IndexError, match="of 12"):
+            cache.read(known.key, [index])
+    with pytest.raises(FileNotFoundError):
+        cache.read("00" * 16, [0])
+
+
+def test_the_file_is_plain_arrow(cache, video):
+    known = cache.prepare(video)
+    (path,) = files(cache)
+    assert path == cache.root / "frames" / "v1" / known.key[:2] / f"{known.key}.arrow"
+    table = pa.ipc.open_file(path).read_all()
+    assert table.schema.field("pixels").type == pa.binary(56 * 112 * 3)
+    assert table.column("second").to_pylist() == pytest.approx(range(12), abs=1e-3)
+    assert table.schema.metadata == {b"height": b"56", b"width": b"112", b"path": str(video).encode()}
+
+
+def test_one_decode_a_content(cache, video, tmp_path, monkeypatch):
+    known = cache.prepare(video)
+    copy = Path(shutil.copy(video, tmp_path / "copy.mp4"))
+    again = cache.prepare(copy)
+    assert (again.key, again.path, cache.decodes) == (known.key, str(copy), 1)
+    monkeypatch.setattr(module, "file_digest", lambda *_: pytest.fail("hashed again"))
+    other = FrameCache(cache.root, TOKENS, 60)
+    assert other.prepare(video) == known and other.decodes == 0
+
+
+def test_a_changed_file_a_token_limit_and_a_rule_are_new_keys(cache, video, make_video, tmp_path, monkeypatch):
+    path = Path(shutil.copy(video, tmp_path / "v.mp4"))
+    key = cache.prepare(path).key
+    small = FrameCache(cache.root, 2, 60)
+    assert small.prepare(path).key != key and small.prepare(path).width == 56
+    small.close()
+    make_video(path, [0.0, 1.0])
+    changed = cache.prepare(path)
+    assert changed.key != key and changed.num_frames == 2 and cache.decodes == 2
+    monkeypatch.setattr(module, "DECODE_RULE", "next")
+    assert cache.prepare(path).key != changed.key
+
+
+def test_what_cannot_be_decoded_leaves_nothing(cache, tmp_path):
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    garbage = tmp_path / "garbage.mp4"
+    garbage.write_bytes(b"no video" * 99)
+    cases = [(empty, "is empty"), (garbage, "not a readable"), (tmp_path / "none.mp4", "No such"), (tmp_path, "cannot")]
+    for path, reason in cases:
+        with pytest.raises(VideoError, match=reason):
+            cache.prepare(path)
+    assert files(cache) == [] and cache.decodes == 0
+
+
+def test_a_decoder_killed_midway_leaves_nothing_and_the_next_video_works(cache, video, make_video, tmp_path):
+    cache.prepare(video)
+    (whole,) = files(cache)
+    other = make_video(tmp_path / "other.mp4", [0.0, 1.0, 2.0])
+    os.kill(cache._process.pid, signal.SIGSTOP)
+    cache.deadline = 0.3
+    with pytest.raises(VideoError, match="deadline"):
+        cache.prepare(other)
+    assert files(cache) == [whole]
+    cache.deadline = 60
+    assert cache.prepare(other).num_frames == 3
+
+
+def test_a_deadline_amid_decoding(video, make_video, tmp_path):
+    """The child has begun to write when it is killed."""
+    long = make_video(tmp_path / "long.mp4", range(0, 40), height=560, width=1008)
+    cache = FrameCache(tmp_path / "cache", 700, 60)
+    cache.prepare(video)
+    cache.deadline = 0.02
+    with pytest.raises(VideoError, match="deadline of 0.02 s"):
+        cache.prepare(long)
+    assert len(files(cache)) == 1
+    cache.close()
+
+
+def test_a_full_disk_is_the_users_to_mend(cache, make_video, tmp_path):
+    path = make_video(tmp_path / "v.mp4", range(20))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"frames/v1/.*\.arrow: cannot be written"):
+            cache.prepare(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files(cache) == []
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        FrameCache(blocked, TOKENS, 60).prepare(path)
+
+
+def test_a_half_file_of_a_crashed_machine_is_decoded_again(cache, video, read_numbers):
+    known = cache.prepare(video)
+    (path,) = files(cache)
+    path.write_bytes(path.read_bytes()[:5000])
+    fresh = FrameCache(cache.root, TOKENS, 60)
+    assert fresh.prepare(video) == known and fresh.decodes == 1
+    assert read_numbers(fresh.read(known.key, [3])) == [300]
+    fresh.close()
+
+
+def test_many_writers(cache, video, read_numbers):
+    """Processes and threads that miss together: every one reads a whole file, and one file stays."""
+    script = (
+        "import sys; from pathlib import Path; from services.frames import FrameCache\n"
+        "cache = FrameCache(Path(sys.argv[1]), 8, 60); video = cache.prepare(sys.argv[2])\n"
+        "assert video.num_frames == 12 and cache.read(video.key, range(12)).any(); print(video.key)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
+    command = [sys.executable, "-c", script, str(cache.root), str(video)]
+    others = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        videos = list(pool.map(cache.prepare, [video] * 4))
+    keys = {other.communicate()[0].strip() for other in others} | {known.key for known in videos}
+    assert len(keys) == 1 and all(other.returncode == 0 for other in others) and cache.decodes <= 1
+    assert [path.name for path in files(cache)] == [f"{keys.pop()}.arrow"]
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(pool.map(lambda i: read_numbers(cache.read(videos[0].key, [i % 12])), range(48)))
+    assert numbers == [[100 * (i % 12)] for i in range(48)]
+
+
+def test_reading_touches_the_chosen_frames_only(make_video, tmp_path):
+    """Resident pages of the memory map after three of sixty frames, each 0.6 MB, were read."""
+    cache = FrameCache(tmp_path / "cache", 256, 60)
+    known = cache.prepare(make_video(tmp_path / "v.mp4", range(60), height=448, width=448))
+    cache.close()
+    (path,) = files(cache)
+    frame = known.height * known.width * 3
+    assert path.stat().st_size > 60 * frame
+    allocated = pa.total_allocated_bytes()
+    cache.read(known.key, [5, 30, 59])
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    assert any(str(path) in line for line in lines), "the file is mapped"
+    resident = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+    assert 3 * frame <= resident < 5 * frame
+    assert pa.total_allocated_bytes() == allocated
+    cache.close()
+
+
+def test_memory_does_not_grow_with_the_video(cache, make_video, tmp_path):
+    """The peak of one child: a video whose frames take 90 MB after one of 3 MB."""
+    cache.max_tokens = 64
+    peaks = []
+    for seconds in (20, 600):
+        path = make_video(tmp_path / f"{seconds}.mp4", range(seconds), height=224, width=228)
+        assert cache.prepare(path).num_frames == seconds
+        status = Path(f"/proc/{cache._process.pid}/status").read_text()
+        peaks.append(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+    assert peaks[1] - peaks[0] < 15, peaks
+
+
+def test_open_videos_are_bounded(cache, video, make_video, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "OPEN_VIDEOS", 2)
+    keys = [cache.prepare(make_video(tmp_path / f"{n}.mp4", [0.0, 1.0 + n])).key for n in range(3)]
+    assert list(cache._open_videos) == keys[1:]
+    cache.video(keys[1])
+    cache.read(keys[0], [0])
+    assert list(cache._open_videos) == [keys[1], keys[0]]
+
+
+def test_resize(read_numbers):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 56, 84, 3), dtype=np.uint8)
+    assert resize(frames, 56, 84) is frames
+    assert resize(frames, 28, 56).shape == (3, 28, 56, 3) and resize(frames[:0], 28, 28).shape == (0, 28, 28, 3)
+    stripes = np.zeros((1, 56, 84, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    assert np.abs(resize(stripes, 28, 28)[:, :, 2:-2].astype(int) - 127).max() < 8, (
+        "stripes finer than a pixel turn grey"
+    )
+    np.testing.assert_array_equal(resize(frames, 28, 28)[1], resize(frames[1:2], 28, 28)[0])
+
+
+def test_visual_input(cache, video, read_numbers):
+    known = cache.prepare(video)
+    full = visual_input(known, [9, np.int64(2)], TOKENS)
+    assert (full.video, full.frames, full.num_frames) == (known.key, (2, 9), 12)
+    assert (full.height, full.width) == (known.height, known.width)
+    np.testing.assert_array_equal(read_visual(cache, full), cache.read(known.key, [2, 9]))
+    preview = visual_input(known, [9, 2], 2)
+    assert (preview.height, preview.width) == (28, 56)
+    assert read_numbers(read_visual(cache, preview)) == [200, 900]
+    assert visual_input(Video("", "", 9, 336, 588), [0], 32).width == 196
