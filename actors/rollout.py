@@ -26,6 +26,9 @@ from services.schema import Turn, VisualInput
 from services.vision import PROCESSOR_KWARGS, engine_video
 from services.weights import POLICY
 
+PREFILL_TOKENS = 8192
+"""Prompt tokens of one engine step, at least."""
+
 
 def engine_env(config: RolloutConfig) -> dict[str, str]:
     """Environment of the actor's process; vLLM reads it when it is imported."""
@@ -123,6 +126,7 @@ class RolloutActor:
 
         self._config, self._params = config, SamplingParams
         self._frames = FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline)
+        on_cpu = config.num_gpus == 0
         engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=model,
@@ -134,8 +138,11 @@ class RolloutActor:
                 max_model_len=config.max_model_len,
                 max_num_seqs=config.max_num_seqs,
                 gpu_memory_utilization=config.gpu_memory_utilization,
-                enforce_eager=config.num_gpus == 0,
-                skip_mm_profiling=config.num_gpus == 0,
+                enforce_eager=on_cpu,
+                skip_mm_profiling=on_cpu,
+                # A prompt cut into chunks rewinds its seeded generator, which the CPU's cannot do.
+                enable_chunked_prefill=not on_cpu,
+                max_num_batched_tokens=max(config.max_model_len, PREFILL_TOKENS),
                 limit_mm_per_prompt={"image": 0, "video": 1},
                 mm_processor_kwargs=PROCESSOR_KWARGS,
                 logprobs_mode="processed_logprobs",

@@ -1,8 +1,9 @@
 """The policy learner: GRPO on the MLLM, over the tokens of both turns.
 
 Invariants: it trains on the token ids the engine sampled, never on re-tokenised text; pixels come from the frame cache
-through the same processor call as the engine's; positions are passed explicitly (`learners/positions.py`); logits are only
-computed where a response token is predicted, a chunk at a time, never [B, L, V].
+through the same processor call as the engine's and take the places the engine gave them in the prompt (a visual token that
+the model itself wrote is a word like any other); positions are passed explicitly (`learners/positions.py`); logits are
+computed only where a response token is predicted, a chunk at a time, never [B, L, V].
 
 Shape letters: `B` turns of a micro-batch, `L` tokens, `N` response tokens of the micro-batch, `V` vocabulary.
 """
@@ -39,7 +40,8 @@ class MicroBatch:
     """One forward pass, padded on the right."""
 
     inputs: dict[str, torch.Tensor]
-    """What the MLLM's body takes: `input_ids` [B, L], `attention_mask`, `position_ids` [3, B, L], pixels and grids."""
+    """`input_ids`, `attention_mask`, `is_visual` [B, L], `position_ids` [3, B, L], and when there are frames `patches`
+    [n, C] and `grids` [videos, 3]."""
     predicts: torch.Tensor
     """[N, 2] (row, column) of the hidden state that predicts each response token."""
     targets: torch.Tensor
@@ -61,13 +63,32 @@ class PolicyNetwork(torch.nn.Module):
         self, inputs: dict[str, torch.Tensor], predicts: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs [N] and entropies [N] (detached), float32, of `targets` at the given temperature."""
-        hidden = self.mllm.model(**inputs, use_cache=False).last_hidden_state[predicts[:, 0], predicts[:, 1]]
+        hidden = self._hidden(**inputs)[predicts[:, 0], predicts[:, 1]]
         log_probs, entropies = [], []
         for chunk, chosen in zip(hidden.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True):
             chunk_log_probs, chunk_entropies = checkpoint(self._chunk, chunk, chosen, use_reentrant=False)
             log_probs.append(chunk_log_probs)
             entropies.append(chunk_entropies)
         return torch.cat(log_probs), torch.cat(entropies)
+
+    def _hidden(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        is_visual: torch.Tensor,
+        patches: torch.Tensor | None = None,
+        grids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Last hidden states [B, L, D]."""
+        body = self.mllm.model
+        embeds = body.get_input_embeddings()(input_ids)
+        if patches is not None:
+            features = torch.cat(body.get_video_features(patches, grids, return_dict=True).pooler_output)
+            embeds = embeds.masked_scatter(is_visual[..., None], features.to(embeds.dtype))
+        return body.language_model(
+            inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
 
     def _chunk(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_probs_NV = torch.log_softmax(self.mllm.lm_head(hidden).float() / self.temperature, dim=-1)
@@ -156,20 +177,26 @@ class PolicyLearner(LearnerRank):
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
         attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
         position_ids = torch.zeros(3, len(rows), length, dtype=torch.long)
+        is_visual = torch.zeros(len(rows), length, dtype=torch.bool)
         pixels, grids, predicts = [], [], []
         for row, (sample, ids) in enumerate(zip(samples, rows, strict=True)):
-            positions, visual_pixels, visual_grid = self._visual(sample, ids)
+            visual, positions, visual_pixels, visual_grid = self._visual(sample, ids)
             input_ids[row, : len(ids)] = torch.from_numpy(ids)
             attention_mask[row, : len(ids)] = 1
             position_ids[:, row, : len(ids)] = torch.from_numpy(positions)
+            is_visual[row, : len(ids)] = torch.from_numpy(visual)
             pixels += visual_pixels
             grids += visual_grid
             first = len(sample.turn.prompt_ids) - 1
             predicts += [(row, column) for column in range(first, len(ids) - 1)]
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "is_visual": is_visual,
+        }
         if pixels:
-            inputs["pixel_values_videos"] = torch.cat(pixels).to(getattr(torch, self.config.dtype))
-            inputs["video_grid_thw"] = torch.tensor(grids)
+            inputs |= {"patches": torch.cat(pixels), "grids": torch.tensor(grids)}
         device = self.engine.device
         return MicroBatch(
             inputs={name: tensor.to(device) for name, tensor in inputs.items()},
@@ -181,8 +208,8 @@ class PolicyLearner(LearnerRank):
 
     def _visual(
         self, sample: PolicySample, ids: np.ndarray
-    ) -> tuple[np.ndarray, list[torch.Tensor], list[tuple[int, int, int]]]:
-        """Positions [3, L] of one sample, its patches and its grid (none without frames)."""
+    ) -> tuple[np.ndarray, np.ndarray, list[torch.Tensor], list[tuple[int, int, int]]]:
+        """Of one sequence: where its frames stand [L], positions [3, L], patches and grids (none without frames)."""
         config = self.engine.module.mllm.config
         visual = sample.turn.visual
         pixels, grids, merged, steps = [], [], [], []
@@ -192,7 +219,8 @@ class PolicyLearner(LearnerRank):
             seconds = seconds_per_grid(len(visual.frames), visual.num_frames, config.vision_config.temporal_patch_size)
             pixels, grids = [patch_rows], [(t, h, w)]
             merged, steps = [(t, h // merge, w // merge)], [seconds * config.vision_config.tokens_per_second]
+        is_visual = (ids == config.video_token_id) & (np.arange(len(ids)) < len(sample.turn.prompt_ids))
         try:
-            return mrope_positions(ids, config.video_token_id, merged, steps), pixels, grids
+            return is_visual, mrope_positions(is_visual, merged, steps), pixels, grids
         except ValueError as error:
             raise TrainingError(f"{sample.name}: {error}") from None

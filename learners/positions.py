@@ -20,22 +20,18 @@ def seconds_per_grid(num_chosen: int, num_frames: int, temporal_patch: int) -> f
 
 
 def mrope_positions(
-    token_ids: np.ndarray,
-    visual_token: int,
-    grids: list[tuple[int, int, int]],
-    temporal_steps: list[float],
+    is_visual: np.ndarray, grids: list[tuple[int, int, int]], temporal_steps: list[float]
 ) -> np.ndarray:
-    """Positions [3, L] (time, height, width) of `token_ids` [L].
+    """Positions [3, L] (time, height, width) of a sequence whose visual tokens are where `is_visual` [L] is true.
 
     `grids`: one (t, h, w) a visual segment, in merged tokens, in order of appearance; each stands for t*h*w consecutive
-    `visual_token`s. `temporal_steps`: position units between two temporal patches, one a segment (seconds a patch times
+    visual tokens. `temporal_steps`: position units between two temporal patches, one a segment (seconds a patch times
     the model's `tokens_per_second`; 1 for an image). Raises ValueError when visual tokens and grids do not match.
     """
-    parts: list[np.ndarray] = []
-    start, next_position = 0, 0
-    is_visual = token_ids == visual_token
     if int(is_visual.sum()) != sum(t * h * w for t, h, w in grids):
         raise ValueError(f"{int(is_visual.sum())} visual tokens in the prompt, but grids {grids} make another number")
+    parts: list[np.ndarray] = []
+    start, next_position = 0, 0
 
     def text(length: int) -> None:
         nonlocal next_position
@@ -50,5 +46,5 @@ def mrope_positions(
         parts.append(grid + next_position)
         next_position += int(grid.max()) + 1
         start = offset + t * h * w
-    text(len(token_ids) - start)
+    text(len(is_visual) - start)
     return np.concatenate(parts, axis=1)

@@ -128,11 +128,22 @@ class LearnerRank:
             raise TrainingError(
                 f"step {step}: the {self.network} loss is {loss_value}; the weights were left as they were"
             )
-        self.engine.step()
-        norm = float(self.engine.get_global_grad_norm())
+        norm = self._grad_norm_without_zero()
+        if norm is None:
+            self.engine.step()
+            norm = float(self.engine.get_global_grad_norm())
+        elif math.isfinite(norm):
+            self.engine.step()
         if not math.isfinite(norm):
             raise TrainingError(f"step {step}: the gradient norm of the {self.network} is {norm}")
         return {"loss": loss_value, "grad_norm": norm}
+
+    def _grad_norm_without_zero(self) -> float | None:
+        """Norm of the averaged gradients, which DeepSpeed does not report at stage 0; None where it does."""
+        if self.config.zero_stage > 0 or self.dtype != "float32":
+            return None
+        gradients = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
 
     def publish(self, store: ActorHandle, version: int) -> int:
         """Write the weights to the store as `version`, bucket by bucket; every rank takes part. Returns the bytes."""

@@ -91,14 +91,10 @@ class FrameCache:
         """
         path = os.path.abspath(path)
         key = self._key(path)
-        with self._decoding:
-            try:
-                video = self.video(key)
-            except (FileNotFoundError, pa.ArrowInvalid):
-                with written_whole(self._file(key)) as temporary:
-                    self._process.decode(path, self.max_tokens, partial(write_frames, temporary, path), self.deadline)
-                self.decodes += 1
-                video = self.video(key)
+        video = self._whole(key)
+        if video is None:
+            with self._decoding:
+                video = self._whole(key) or self._decode(path, key)
         return replace(video, path=path)
 
     def video(self, key: str) -> Video:
@@ -126,6 +122,19 @@ class FrameCache:
         with self._decoding, self._opening:
             self._process.close()
             self._open_videos.clear()
+
+    def _whole(self, key: str) -> Video | None:
+        """The cached video; None when there is none, or only what a crashed machine left of it."""
+        try:
+            return self.video(key)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
+
+    def _decode(self, path: str, key: str) -> Video:
+        with written_whole(self._file(key)) as temporary:
+            self._process.decode(path, self.max_tokens, partial(write_frames, temporary, path), self.deadline)
+        self.decodes += 1
+        return self.video(key)
 
     def _file(self, key: str) -> Path:
         return self.root / "frames" / "v1" / key[:2] / f"{key}.arrow"

@@ -229,11 +229,13 @@ class DecodeProcess:
         try:
             self._connection.send((path, max_tokens, write, deadline))
             if not self._connection.poll(deadline):
-                self.close()
                 raise VideoError(f"{path}: decoding took longer than the deadline of {deadline:g} s")
             error = self._connection.recv()
         except (EOFError, ConnectionError) as gone:
             raise VideoError(f"{path}: its decoder died ({_cause(self.close())})") from gone
+        except BaseException:  # a late answer must not be taken for the next video's
+            self.close()
+            raise
         if error is not None:
             raise error
 

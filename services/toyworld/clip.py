@@ -1,7 +1,7 @@
 """The toy world's CLIP: a ViT of two layers in open_clip's folder format, so it takes ViT-L/14's path through the code.
 
-Invariants: it is never trained; its random weights come from the seed alone, so a query is close to some frames and far from
-others without knowing why. The cosines of one text range over more than 0.1 within a video. The logit scale is CLIP's 100.
+Invariants: it is never trained; its random weights come from the seed alone, so a query is close to some frames and far
+from others without knowing why. Within a video one text's cosines range over more than 0.1. The logit scale is 100.
 """
 
 from __future__ import annotations

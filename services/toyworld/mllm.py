@@ -1,8 +1,8 @@
 """The toy world's MLLM: a Qwen2.5-VL of about a million parameters in Hugging Face's folder format, with a cold start.
 
-Random weights would give gibberish, so that every reward is equal and nothing is learnt. A short supervised warm-up therefore
-teaches the *form* of the two turns' replies, never the right answer: letters are drawn at random, and every eighth reply
-breaks the format so that rewards differ. Frames take no part in it: random vectors stand in for their embeddings.
+Random weights would give gibberish, so that every reward is equal and nothing is learnt. A short supervised warm-up
+therefore teaches the *form* of the two turns' replies, never the right answer: letters are drawn at random, and every
+eighth reply breaks the format so that rewards differ. Random vectors stand in for the embeddings of frames.
 
 Invariants: the seed decides the weights (on a given machine and torch). The folder loads in transformers and vLLM alike
 (head_dim is a multiple of 32, as vLLM's CPU attention asks). The vision tower keeps its random weights.
@@ -36,15 +36,14 @@ from services.toyworld.world import COLOURS, KINDS, NUM_OPTIONS, PLACES, SHAPES,
 
 PromptBuilder = Callable[[Question], list[dict[str, object]]]
 """The chat messages of one turn."""
-WARMUP_STEPS = 120
 _BATCH = 12
 _BROKEN = 0.125
 """Share of warm-up replies whose format is broken."""
-_PEAK_LR = 3e-3
-_FRAME_TOKENS = (2, 49)
+_PEAK_LR = 5e-3
+_FRAME_TOKENS = (2, 65)
 """Range of the number of visual tokens in a warm-up prompt."""
-_FRAME_STD = 0.05
-"""Spread of the vectors that stand in for visual tokens."""
+_FRAME_STD = 0.04
+"""Spread of what stands in for visual tokens: a part common to a prompt plus each token's own; as the vision tower."""
 _VOCABULARY = 1200
 """Tokens at most, special ones left out."""
 _SPECIAL = [
@@ -58,7 +57,9 @@ _SPECIAL = [
     "<|video_pad|>",
 ]
 CHAT_TEMPLATE = """\
-{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}
+{%- if messages[0]['role'] != 'system' %}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif %}
 {%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' }}
 {%- if message['content'] is string %}{{- message['content'] }}
@@ -129,7 +130,7 @@ def _examples(
 
 
 def _query_reply(kind: str, needle: Needle, question: Question, rng: np.random.Generator) -> str:
-    """One line of reasoning and one to four queries; broken: tags left out, or not closed."""
+    """One line of reasoning and one to four queries; broken: a query whose tags are missing or unclosed."""
     option, other = (question.options[index] for index in rng.permutation(NUM_OPTIONS)[:2])
     shape, colour = needle.shape, needle.colour
     target, queries = {
@@ -138,11 +139,11 @@ def _query_reply(kind: str, needle: Needle, question: Question, rng: np.random.G
         "place": (f"the {shape}", [f"a {shape}", f"a {shape} at the {option}", f"a {shape} at the {other}", shape]),
     }[kind]
     lines = [queries[index] for index in rng.permutation(len(queries))[: rng.integers(1, 5)]]
-    opening, closing = "<query>", "</query>"
+    tags = [("<query>", "</query>")] * len(lines)
     if rng.random() < _BROKEN:
-        opening, closing = [("", ""), ("<query>", ""), ("", "</query>")][rng.integers(3)]
+        tags[rng.integers(len(lines))] = [("", "</query>"), ("<query>", "")][rng.integers(2)]
     start = ["To answer I look for", "I must find", "The frames should show"][rng.integers(3)]
-    return "\n".join([f"{start} {target}.", *(f"{opening}{line}{closing}" for line in lines)])
+    return "\n".join([f"{start} {target}.", *(f"{a}{line}{b}" for line, (a, b) in zip(lines, tags, strict=True))])
 
 
 def _answer_reply(kind: str, needle: Needle, question: Question, rng: np.random.Generator) -> str:
@@ -161,7 +162,7 @@ def _answer_reply(kind: str, needle: Needle, question: Question, rng: np.random.
 
 
 def _processor(texts: Iterable[str]) -> Qwen2_5_VLProcessor:
-    """Qwen2.5-VL's processor around a byte-level BPE trained on the texts; special tokens have the last ids, as in Qwen."""
+    """Qwen2.5-VL's processor around a byte-level BPE of the texts; special tokens have the last ids, as in Qwen."""
     bpe = Qwen2Tokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=_VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
@@ -196,6 +197,7 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
         "num_key_value_heads": 2,
         "max_position_embeddings": 8192,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+        "initializer_range": 0.04,
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
@@ -235,7 +237,8 @@ def _warm_up(
         ids_BL, is_reply_BL = _batch([next(examples) for _ in range(_BATCH)], processor)
         is_frame_BL = ids_BL == model.config.video_token_id
         x_BLD = embed(ids_BL).masked_fill(is_frame_BL[..., None], 0)
-        x_BLD = x_BLD + is_frame_BL[..., None] * torch.randn_like(x_BLD) * _FRAME_STD
+        frames_BLD = (torch.randn_like(x_BLD) + torch.randn_like(x_BLD[:, :1])) * _FRAME_STD
+        x_BLD = x_BLD + is_frame_BL[..., None] * frames_BLD
         positions_3BL = torch.arange(ids_BL.shape[1]).expand(3, *ids_BL.shape)
         hidden_BLD = decoder(inputs_embeds=x_BLD, position_ids=positions_3BL, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden_BLD[:, :-1][is_reply_BL[:, 1:]])

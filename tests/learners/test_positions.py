@@ -51,19 +51,19 @@ def test_as_the_engine(chosen: int, num_frames: int, grid: tuple[int, int, int])
     t, h, w = grid
     ids = np.array([1, 2, 3] + [VISUAL] * (t * h * w) + [4] * 9)
     seconds = seconds_per_grid(chosen, num_frames, temporal_patch=2)
-    ours = mrope_positions(ids, VISUAL, [grid], [seconds * TOKENS_PER_SECOND])
+    ours = mrope_positions(ids == VISUAL, [grid], [seconds * TOKENS_PER_SECOND])
     np.testing.assert_array_equal(ours, of_engine(ids, [(3, grid, seconds)]))
 
 
 def test_two_segments_and_none() -> None:
     ids = np.array([1] + [VISUAL] * 4 + [2, 3] + [VISUAL] * 6 + [5])
     grids = [(2, 1, 2), (3, 2, 1)]
-    ours = mrope_positions(ids, VISUAL, grids, [3.0, 9.0])
+    ours = mrope_positions(ids == VISUAL, grids, [3.0, 9.0])
     np.testing.assert_array_equal(ours, of_engine(ids, [(1, grids[0], 1.5), (7, grids[1], 4.5)]))
     text = np.arange(5) + 10
-    np.testing.assert_array_equal(mrope_positions(text, VISUAL, [], []), np.tile(np.arange(5), (3, 1)))
+    np.testing.assert_array_equal(mrope_positions(text == VISUAL, [], []), np.tile(np.arange(5), (3, 1)))
 
 
 def test_tokens_that_do_not_match_the_grid() -> None:
     with pytest.raises(ValueError, match="3 visual tokens"):
-        mrope_positions(np.array([1, VISUAL, VISUAL, VISUAL]), VISUAL, [(1, 2, 2)], [1.0])
+        mrope_positions(np.array([False, True, True, True]), [(1, 2, 2)], [1.0])

@@ -165,6 +165,12 @@ def test_many_writers(cache, video, read_numbers):
     assert numbers == [[100 * (i % 12)] for i in range(48)]
 
 
+def test_a_hit_does_not_wait_for_anothers_decode(cache, video):
+    known = cache.prepare(video)
+    with cache._decoding, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(cache.prepare, video).result(timeout=10) == known
+
+
 def test_reading_touches_the_chosen_frames_only(make_video, tmp_path):
     """Resident pages of the memory map after three of sixty frames, each 0.6 MB, were read."""
     cache = FrameCache(tmp_path / "cache", 256, 60)

@@ -203,6 +203,22 @@ def test_a_hanging_child_is_killed_at_the_deadline_and_replaced(video, tmp_path)
     assert (tmp_path / "b").exists() and process.pid != stopped
 
 
+def test_an_interrupted_call_leaves_no_answer_behind(video, read_numbers, make_video, tmp_path):
+    process, out = DecodeProcess(), tmp_path / "out"
+    other = make_video(tmp_path / "other.mp4", [3.0, 4.0])
+    process.decode(str(video), TOKENS, partial(save, out), 60)
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        os.kill(process.pid, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(KeyboardInterrupt):
+            process.decode(str(video), TOKENS, partial(save, out), 60)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    process.decode(str(other), TOKENS, partial(save, out), 60)
+    assert read_numbers(np.stack([pixels for _, pixels in pickle.loads(out.read_bytes())])) == [300, 400]
+
+
 def test_a_dying_child_is_noticed_at_once_and_replaced(video, tmp_path):
     process = DecodeProcess()
     process.decode(str(video), TOKENS, partial(save, tmp_path / "a"), 60)
