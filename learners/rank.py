@@ -11,6 +11,7 @@ import asyncio
 import math
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,12 +84,11 @@ class LearnerRank:
             MASTER_PORT=str(port),
         )
         import deepspeed
-        import deepspeed.comm.torch
 
         torch.set_num_threads(self.config.threads)
         on_gpu = torch.cuda.is_available()
         if not on_gpu:  # gloo does all we need; DeepSpeed would compile a shared-memory operator first
-            deepspeed.comm.torch.build_shm_op = lambda: None
+            sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False)
         network = self.build()
         optimizer = torch.optim.AdamW(

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from services.config import ToyWorldConfig
 from services.schema import Question
@@ -54,8 +55,8 @@ class ToyWorld:
 def make_toy_world(
     config: ToyWorldConfig,
     root: Path,
-    query_prompt: Callable[[Question], list[dict[str, object]]],
-    answer_prompt: Callable[[Question], list[dict[str, object]]],
+    query_prompt: Callable[[Question], list[dict[str, Any]]],
+    answer_prompt: Callable[[Question], list[dict[str, Any]]],
     *,
     warmup_steps: int = _WARMUP_STEPS,
     progress: Callable[[str, int, int], None] | None = None,
@@ -92,8 +93,8 @@ def make_toy_world(
 def _build(
     world: ToyWorld,
     config: ToyWorldConfig,
-    query_prompt: Callable[[Question], list[dict[str, object]]],
-    answer_prompt: Callable[[Question], list[dict[str, object]]],
+    query_prompt: Callable[[Question], list[dict[str, Any]]],
+    answer_prompt: Callable[[Question], list[dict[str, Any]]],
     warmup_steps: int,
     progress: Callable[[str, int, int], None],
 ) -> None:

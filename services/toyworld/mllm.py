@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from transformers import (
 from services.schema import LETTERS, Question
 from services.toyworld.world import COLOURS, KINDS, NUM_OPTIONS, PLACES, SHAPES, Needle, ask
 
-PromptBuilder = Callable[[Question], list[dict[str, object]]]
+PromptBuilder = Callable[[Question], list[dict[str, Any]]]
 """The chat messages of one turn."""
 _BATCH = 12
 _BROKEN = 0.125
@@ -81,7 +82,7 @@ CHAT_TEMPLATE = """\
 class _Example:
     """One warm-up dialogue."""
 
-    messages: list[dict[str, object]]
+    messages: list[dict[str, Any]]
     reply: str
 
 
@@ -101,8 +102,7 @@ def make_mllm(
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(_config(tokenizer))
         _warm_up(model, processor, examples, steps, progress)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.generation_config = GenerationConfig(bos_token_id=pad, pad_token_id=pad, eos_token_id=[end, pad])
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -169,9 +169,10 @@ def _processor(texts: Iterable[str]) -> Qwen2_5_VLProcessor:
     )
     bpe.train_from_iterator(texts, trainer)
     model = json.loads(bpe.to_str())["model"]
+    merges: list[Any] = [tuple(pair) for pair in model["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         additional_special_tokens=_SPECIAL,
         model_max_length=8192,
@@ -187,7 +188,7 @@ def _processor(texts: Iterable[str]) -> Qwen2_5_VLProcessor:
 
 def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     """Every dimension small, every ratio as in Qwen2.5-VL: 28-pixel visual tokens, two frames a temporal patch."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL}
+    ids = tokenizer.get_vocab()
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
