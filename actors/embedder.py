@@ -13,7 +13,7 @@ import torch
 
 from actors.config import EmbedderConfig
 from services.config import DataConfig, FramesConfig
-from services.embeddings import ClipEncoder, FeatureCache, similarity
+from services.embeddings import FeatureCache, similarity
 from services.frames import FrameCache
 from services.schema import Video
 
@@ -25,9 +25,11 @@ class EmbedderActor:
     """One CLIP behind two calls: `prepare` and `similarity`."""
 
     def __init__(self, model: str, config: EmbedderConfig, data: DataConfig, frames: FramesConfig) -> None:
+        from services.clip import ClipEncoder  # open_clip: seconds and memory that the driver is spared
+
         torch.set_num_threads(config.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._clip = ClipEncoder(model, config.pretrained, config.dtype, config.resize, device)
+        self._clip = ClipEncoder(model, config.pretrained, config.dtype, config.resize, device, config.batch_size)
         self._frames = FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline)
         self._features = FeatureCache(data.cache, self._clip.key)
         self._batch = config.batch_size

@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import ActorConfig
-from services.errors import TrainingError, UserError
+from services.errors import TrainingError, UserError, VideoError
 
 
 class Pool:
@@ -69,7 +69,7 @@ class Pool:
         except TimeoutError:
             raise TrainingError(f"{where} was not done within {deadline:.0f} s") from None
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
+            if isinstance(error.cause, UserError | VideoError | TrainingError):
                 raise error.cause from None
             raise
         except ray.exceptions.RayActorError as error:

@@ -14,7 +14,6 @@ from ray.actor import ActorHandle
 from actors.config import SelectorConfig
 from learners.config import SamplerConfig
 from learners.plackett_luce import entropy, log_prob, sample
-from learners.unet import collate, make_sampler
 from services.schema import Selection
 from services.weights import SAMPLER, read_version
 
@@ -35,9 +34,11 @@ class SelectorActor:
     """The sampler network behind `select`; takes new weights from the store."""
 
     def __init__(self, config: SelectorConfig, sampler: SamplerConfig, seed: int, store: ActorHandle) -> None:
+        from learners.unet import collate, make_sampler  # RLlib: seconds and memory that the driver is spared
+
         torch.set_num_threads(config.threads)
         self._kind, self._store = config.kind, store
-        self._network = make_sampler(sampler.channels, seed)
+        self._network, self._collate = make_sampler(sampler.channels, seed), collate
         self.version = 0
         if ray.get(store.manifest.remote(SAMPLER), timeout=config.deadline) is not None:
             self.pull(None)
@@ -76,4 +77,4 @@ class SelectorActor:
         """[T] of the network, or the mean similarity for a selector without one."""
         if self._kind != "unet":
             return torch.from_numpy(similarity.mean(0))
-        return self._network.forward_inference(collate([similarity]))["logits"][0]
+        return self._network.forward_inference(self._collate([similarity]))["logits"][0]

@@ -39,9 +39,11 @@ def resolve(config: Config, world: ToyWorld | None) -> Config:
                     "cache": config.data.cache.expanduser().absolute(),
                 }
             ),
-            "policy": config.policy.model_copy(update={"model": model(config.policy.model, world and world.mllm)}),
+            "policy": config.policy.model_copy(
+                update={"model": model(config.policy.model, world.mllm if world else None)}
+            ),
             "embedder": config.embedder.model_copy(
-                update={"model": model(config.embedder.model, world and world.clip)}
+                update={"model": model(config.embedder.model, world.clip if world else None)}
             ),
         }
     )

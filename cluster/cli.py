@@ -114,9 +114,8 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
     import yaml
 
     from cluster.config import Config
-    from cluster.report import write_report
+    from cluster.report import report_run
     from services.errors import UserError
-    from services.frames import FrameCache
 
     if rest:
         raise UserError(f"report takes only the run's folder, not {' '.join(rest)}")
@@ -124,8 +123,7 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
     if not written.is_file():
         raise UserError(f"{options.run_dir}: not a run's folder (it has no config.yaml)")
     config = Config(**yaml.safe_load(written.read_text()))
-    cache = FrameCache(config.data.cache, config.frames.tokens_per_frame, config.data.decode_deadline)
-    print(write_report(options.run_dir, cache))
+    print(report_run(options.run_dir, config.data, config.frames))
 
 
 if __name__ == "__main__":

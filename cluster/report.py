@@ -21,7 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from services.config import DataConfig, FramesConfig
 from services.errors import VideoError
+from services.frames import FrameCache
 from services.metrics import read_metrics
 from services.schema import LETTERS
 from services.trajectories import read_trajectories
@@ -118,6 +120,11 @@ class FrameReader(Protocol):
 
     def read(self, key: str, indices: Sequence[int]) -> np.ndarray:
         """uint8 [k, H, W, 3]; VideoError or OSError when the cache does not have them."""
+
+
+def report_run(run_dir: Path, data: DataConfig, frames: FramesConfig) -> Path:
+    """`write_report` with the frame cache of the run's config."""
+    return write_report(run_dir, FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline))
 
 
 def write_report(run_dir: Path, frame_cache: FrameReader) -> Path:

@@ -35,4 +35,4 @@ def _make(config: ToyWorldConfig, root: Path, query_prompt: partial[list[dict[st
                 tasks[part] = bar.add_task(part, total=total)
             bar.update(tasks[part], completed=done)
 
-        return make_toy_world(config, root, query_prompt, answer_messages, progress)
+        return make_toy_world(config, root, query_prompt, answer_messages, progress=progress)

@@ -23,13 +23,12 @@ from rich.console import Console
 from actors.pool import Pool
 from cluster.config import Config
 from cluster.fleet import Fleet, collector, fleet, prepare
-from cluster.report import write_report
+from cluster.report import report_run
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
 from learners.rank import LearnerGroup
 from services import jsonl
 from services.checkpoints import checkpoint_folder
 from services.errors import UserError
-from services.frames import FrameCache
 from services.metrics import MetricsSink
 from services.schema import Group, Question
 from services.trajectories import write_trajectories
@@ -62,7 +61,7 @@ async def train(config: Config, questions: Sequence[Question], run_dir: Path, co
                 sink.log(step, rollout_metrics(groups) | metrics | clock.metrics())
 
         # A task, so that the frames it shows never pass through this process.
-        await ray.remote(num_cpus=0)(_report).remote(run_dir, config)
+        await ray.remote(num_cpus=0)(report_run).remote(run_dir, config.data, config.frames)
 
 
 async def update(actors: Fleet, config: Config, groups: Sequence[Group], step: int, clock: Clock) -> dict[str, float]:
@@ -137,11 +136,6 @@ def leave_out(
     if len(lost) == len(questions):
         raise UserError(f"no question is left: none of their videos can be read; see {run_dir / 'left_out.jsonl'}")
     return [question for question in questions if question.video not in unreadable]
-
-
-def _report(run_dir: Path, config: Config) -> None:
-    cache = FrameCache(config.data.cache, config.frames.tokens_per_frame, config.data.decode_deadline)
-    write_report(run_dir, cache)
 
 
 class Clock:

@@ -17,7 +17,6 @@ from learners.config import SamplerConfig
 from learners.credit import SamplerSample
 from learners.plackett_luce import entropy, independent_log_prob, log_prob
 from learners.rank import LearnerRank, plan_micro_batches
-from learners.unet import collate, make_sampler
 from services.weights import SAMPLER
 
 
@@ -32,12 +31,16 @@ class SamplerLearner(LearnerRank):
         self._seed = seed
 
     def build(self) -> torch.nn.Module:
+        from learners.unet import make_sampler  # RLlib: seconds and memory that the driver is spared
+
         return make_sampler(self.config.channels, self._seed)
 
     def publishable(self) -> list[tuple[str, torch.nn.Parameter]]:
         return list(self.engine.module.named_parameters())
 
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        from learners.unet import make_sampler
+
         module = make_sampler(self.config.channels, self._seed)
         module.load_state_dict(state)
         module.save_to_path(folder)
@@ -72,6 +75,8 @@ class SamplerLearner(LearnerRank):
 
     def _evaluate(self, samples: Sequence[SamplerSample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy [B] of each sample's draw under the network as it is."""
+        from learners.unet import collate
+
         device = self.engine.device
         batch = collate([sample.selection.similarity for sample in samples])
         logits_BT = self.engine({name: tensor.to(device) for name, tensor in batch.items()})["logits"]

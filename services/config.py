@@ -30,7 +30,8 @@ class DataConfig(Section):
     video_root: Path | None = None
     """Folder that relative video paths start from. Empty: the folder of the questions file."""
     cache: Path = Field(default_factory=default_cache)
-    """Folder of the frame and feature caches; on a cluster, one that every node sees. Default `$MSJOE_CACHE`, else `~/.cache/msjoe`."""
+    """Folder of the frame and feature caches; on a cluster, one that every node sees.
+    Default `$MSJOE_CACHE`, else `~/.cache/msjoe`."""
     decode_deadline: float = Field(default=600.0, gt=0)
     """Seconds one video may take to decode before its decoder is killed and the video left out."""
 

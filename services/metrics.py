@@ -14,7 +14,6 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from services import jsonl
 
@@ -29,7 +28,7 @@ class MetricsSink:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
         self._total_steps = total_steps
-        self._tensorboard: SummaryWriter | None = None
+        self._tensorboard: Any = None
         console = Console()
         self._progress = Progress(
             TextColumn("step"),
@@ -53,6 +52,8 @@ class MetricsSink:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         jsonl.append(self._run_dir / FILE, [{"step": step, **finite}])
         if self._tensorboard is None:
+            from tensorboardX import SummaryWriter  # torch: readers of metrics.jsonl are spared it
+
             self._tensorboard = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=step)
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)

@@ -9,8 +9,9 @@ Invariants: a video gives all its candidates or a `VideoError` with the reason, 
 with its length, because frames stream one by one; no video library is loaded outside the child, and the child loads neither
 torch nor ray.
 
-PyAV reads first. decord, with its own older FFmpeg, only gets what PyAV gave up on: its decoding thread runs ahead of the
-reader without bound, so that its memory grows with the video, and it spins while it waits.
+decord reads first where all of the video's frames, at the size asked for, fit into `DECORD_BYTES`: its decoding thread runs
+ahead of the reader without bound, so that its memory may hold them all. PyAV reads longer ones, and what decord gives up on;
+decord, with its own older FFmpeg, gets what PyAV gives up on.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ LONGEST_FRAME = 3600.0
 """Seconds one frame may stay on screen; more is a broken clock, and would fill the disk with copies of one frame."""
 PATCH = 28
 """Pixels of one visual token's side."""
+DECORD_BYTES = 256 * 2**20
+"""Of frames that decord may hold decoded at once."""
 GRACE = 10
 """Seconds past the deadline after which a child ends itself, should its parent be gone."""
 
@@ -100,13 +103,17 @@ def each_second(shown: Iterable[tuple[float, Item]]) -> Iterator[tuple[float, It
 
 
 def decode(path: str, max_tokens: int, write: Write) -> None:
-    """Pass the video's candidate frames to `write`, rescaled to `frame_size`; all anew with decord when PyAV gives up.
+    """Pass the video's candidate frames to `write`, rescaled to `frame_size`; all anew when one reader gives up.
 
     Raises VideoError with the reasons of both.
     """
-    height, width = frame_size(*_probe(path), max_tokens)
+    shown_height, shown_width, num_frames = _probe(path)
+    height, width = frame_size(shown_height, shown_width, max_tokens)
+    readers = [_decord_frames, _pyav_frames]
+    if num_frames * height * width * 3 > DECORD_BYTES:
+        readers.reverse()
     reasons = []
-    for reader in (_pyav_frames, _decord_frames):
+    for reader in readers:
         try:
             return write(_guarded(reader(path, height, width)))
         except ReaderError as error:
@@ -114,19 +121,24 @@ def decode(path: str, max_tokens: int, write: Write) -> None:
     raise VideoError(f"{path}: cannot be decoded ({'; '.join(reasons)})")
 
 
-def _probe(path: str) -> tuple[int, int]:
-    """Height and width of the picture as shown, upright."""
+def _probe(path: str) -> tuple[int, int, float]:
+    """Height and width of the picture as shown, upright; and about how many frames there are (infinite: unknown)."""
     import av
 
     try:
         with av.open(path) as container:
             stream = _stream(container)
             frame = next(container.decode(stream), None) if stream else None
+            if stream:
+                seconds = container.duration / av.time_base if container.duration else math.inf
+                num_frames = max(stream.frames, seconds * float(stream.average_rate or math.inf))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(f"{path}: not a readable video ({_first_line(error)})") from error
     if frame is None:
         raise VideoError(f"{path}: has no {'frame' if stream else 'video stream'}")
-    return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+    if frame.rotation % 180:
+        return frame.width, frame.height, num_frames
+    return frame.height, frame.width, num_frames
 
 
 def _stream(container: InputContainer) -> av.VideoStream | None:

@@ -27,4 +27,3 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-

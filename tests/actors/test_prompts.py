@@ -50,7 +50,22 @@ def test_answer(reply: str, letter: str | None, kept: bool) -> None:
 
 
 def test_replies_of_any_shape_parse() -> None:
-    pieces = ["<query>", "</query>", "<answer>", "</answer>", "A", "\n", " ", "\x00", "é", "<", ">", "🌟", "<query", "Z"]
+    pieces = [
+        "<query>",
+        "</query>",
+        "<answer>",
+        "</answer>",
+        "A",
+        "\n",
+        " ",
+        "\x00",
+        "é",
+        "<",
+        ">",
+        "🌟",
+        "<query",
+        "Z",
+    ]
     rng = random.Random(0)
     for _ in range(5000):
         reply = "".join(rng.choices(pieces, k=rng.randrange(12)))

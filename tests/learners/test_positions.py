@@ -18,9 +18,7 @@ def of_engine(ids: np.ndarray, segments: list[tuple[int, tuple[int, int, int], f
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Model
 
     model = SimpleNamespace(
-        config=SimpleNamespace(
-            vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=TOKENS_PER_SECOND)
-        )
+        config=SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=2, tokens_per_second=TOKENS_PER_SECOND))
     )
     model.iter_mm_grid_thw = lambda features: Model.iter_mm_grid_thw(model, features)
     features = [

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from services.embeddings import ClipEncoder, FeatureCache, similarity
+from services.clip import ClipEncoder
+from services.embeddings import FeatureCache, similarity
 from services.errors import UserError
 
 MODEL = {

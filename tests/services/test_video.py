@@ -122,15 +122,28 @@ def test_a_codec_newer_than_decord(make_video, read_numbers, tmp_path):
     assert read_numbers(decoded(path)[1]) == [0, 100, 200]
 
 
-def test_decord_starts_anew_where_pyav_gives_up(video, read_numbers, monkeypatch):
-    pyav = module._pyav_frames
+@pytest.mark.parametrize(("first", "second", "room"), [("decord", "pyav", 2**28), ("pyav", "decord", 0)])
+def test_the_other_reader_starts_anew_where_one_gives_up(first, second, room, video, read_numbers, monkeypatch):
+    """And decord reads first only what its memory can hold."""
+    monkeypatch.setattr(module, "DECORD_BYTES", room)
+    used = []
 
-    def gives_up(*args):
-        yield from islice(pyav(*args), 5)
-        raise RuntimeError("no more")
+    def reading(name, gives_up):
+        read = getattr(module, f"_{name}_frames")
 
-    monkeypatch.setattr(module, "_pyav_frames", gives_up)
+        def frames(*args):
+            used.append(name)
+            yield from islice(read(*args), 5 if gives_up else None)
+            if gives_up:
+                raise RuntimeError("no more")
+
+        frames.__name__ = read.__name__
+        return frames
+
+    monkeypatch.setattr(module, f"_{first}_frames", reading(first, True))
+    monkeypatch.setattr(module, f"_{second}_frames", reading(second, False))
     assert read_numbers(decoded(video)[1]) == [100 * i for i in range(12)]
+    assert used == [first, second]
 
 
 def broken(kind: str, folder: Path, video: Path) -> Path:
@@ -160,7 +173,7 @@ def broken(kind: str, folder: Path, video: Path) -> Path:
         ("truncated", "not a readable video"),
         ("garbage", "not a readable video"),
         ("audio", "has no video stream"),
-        ("corrupt", "cannot be decoded .pyav: .*; decord: "),
+        ("corrupt", "cannot be decoded .decord: .*; pyav: "),
     ],
 )
 def test_a_broken_file_says_why(kind, reason, video, tmp_path):
