@@ -67,7 +67,7 @@ class Pool:
         try:
             return await asyncio.wait_for(getattr(self.actors[index], method).remote(*arguments), deadline)
         except TimeoutError:
-            raise TrainingError(f"{where} was not done within {deadline:.0f} s") from None
+            raise TrainingError(f"{where} was not done within {deadline:g} s") from None
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError | VideoError | TrainingError):
                 raise error.cause from None

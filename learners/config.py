@@ -57,6 +57,7 @@ class SamplerConfig(LearnerConfig):
     """The 1-D U-Net and REINFORCE."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
+    """Constant AdamW learning rate."""
     channels: tuple[int, ...] = (64, 128, 256)
     """Channels of the U-Net's levels, top to bottom; the default has about 2M parameters (paper)."""
     log_prob: Literal["plackett_luce", "independent"] = "plackett_luce"

@@ -236,9 +236,7 @@ class LearnerGroup:
         try:
             return await asyncio.wait_for(reference, self._deadline)
         except TimeoutError:
-            raise TrainingError(
-                f"{self.network} learner: {method} was not done within {self._deadline:.0f} s"
-            ) from None
+            raise TrainingError(f"{self.network} learner: {method} was not done within {self._deadline:g} s") from None
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, TrainingError):
                 raise error.cause from None

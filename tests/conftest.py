@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from cluster.config import Config
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = "1"
@@ -27,3 +31,29 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def toy_overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Command-line overrides that make the toy recipe small, with a cache of this session's own."""
+    cache = tmp_path_factory.mktemp("cache")
+    return [
+        f"--data.cache={cache}",
+        "--toyworld.videos=3",
+        "--toyworld.min_seconds=30",
+        "--toyworld.max_seconds=60",
+        "--train.questions_per_step=3",
+        "--train.group_size=4",
+    ]
+
+
+@pytest.fixture(scope="session")
+def toy_config(toy_overrides: list[str]) -> Config:
+    """The small toy recipe, resolved, its world made."""
+    from cluster.checks import resolve
+    from cluster.cli import TOY
+    from cluster.config import load_config
+    from cluster.toyworld import make_world
+
+    config = load_config(TOY, toy_overrides)
+    return resolve(config, make_world(config))

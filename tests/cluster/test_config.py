@@ -1,0 +1,132 @@
+"""Configs: recipes load, overrides win, mistakes are named with what would be valid, every field is documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from cluster.cli import TOY
+from cluster.config import RECIPES, Config, dotted_fields, fields_help, load_config
+from cluster.dry_run import estimate, training_bytes
+from cluster.placement import Bundle, misfits, plan
+from learners.config import PolicyConfig
+from services.errors import UserError
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(recipe: Path) -> None:
+    config = load_config(recipe)
+    assert Config(**config.model_dump()) == config
+
+
+def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLICY", '{"clip_low": 0.9}')
+    config = load_config(TOY, ["--policy.learning_rate=1e-5", "--sampler.channels=[8,16]", "--toyworld.seed=3"])
+    assert config.policy.learning_rate == 1e-5
+    assert config.policy.clip_low == 0.2
+    assert config.sampler.channels == (8, 16)
+    assert config.toyworld is not None
+    assert (config.toyworld.seed, config.toyworld.videos) == (3, 16)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--policy.lr=1"], "policy.lr: no such field; fields of policy: learning_rate"),
+        (["--polcy.learning_rate=1"], "did you mean policy.learning_rate"),
+        (["--frames.budget=0"], "frames.budget: Input should be greater than or equal to 1"),
+        (["--policy.clip_low=x"], "policy.clip_low: Input should be a valid number"),
+        (["--train.group_size=1"], "train.group_size: 1 leaves no group to compare with; at least 2"),
+        (["--policy.train=false", "--selector.kind=uniform"], "leaves nothing to learn"),
+        (["--sampler.objective=difficulty"], "sampler.objective: difficulty is stage 1"),
+        (["--rollout.max_model_len=40"], "rollout.max_model_len: 40 cannot hold 16 visual tokens"),
+        (["--toyworld.min_seconds=500"], "min_seconds 500 is above max_seconds 300"),
+        (["--rewards.accuracy=0", "--rewards.format=0", "--rewards.info=0"], "nothing can be learned"),
+    ],
+)
+def test_mistakes_name_the_field_and_what_is_valid(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(TOY, overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("policy: {lr: 1}", "policy.lr: no such field"),
+        ("policy: [", "not valid YAML"),
+        ("- 1", "a recipe is a mapping"),
+        ("train: {steps: 3}", "policy.model: empty, and there is no toyworld"),
+    ],
+)
+def test_recipes_that_cannot_work(text: str, message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_config(recipe)
+    assert message in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+
+
+def leaves(model: type[BaseModel]) -> list[tuple[str, str | None]]:
+    found: list[tuple[str, str | None]] = []
+    for name, field in model.model_fields.items():
+        section: Any = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            found += leaves(section)
+        else:
+            found.append((name, field.description))
+    return found
+
+
+def test_every_field_has_a_docstring_and_stands_in_the_help() -> None:
+    undocumented = {name for name, text in leaves(Config) if not text}
+    assert not undocumented
+    text = fields_help()
+    assert not [field for field in dotted_fields() if f"--{field}" not in text]
+
+
+def test_the_plan_holds_one_bundle_an_actor() -> None:
+    config = load_config(RECIPES / "qwen2_5_vl_7b.yaml")
+    roles = [bundle.role for bundle in plan(config)]
+    assert {role: roles.count(role) for role in roles} == {
+        "rollout": 3,
+        "embedder": 1,
+        "selector": 1,
+        "policy": 4,
+        "sampler": 1,
+    }
+    assert sum(bundle.num_gpus for bundle in plan(config)) <= 8
+    stage_1 = load_config(TOY, ["--policy.train=false"])
+    assert "policy" not in [bundle.role for bundle in plan(stage_1)]
+
+
+def test_bundles_that_fit_nowhere_are_named() -> None:
+    bundles = [Bundle("policy", 4, 1), Bundle("rollout", 64, 0), Bundle("rollout", 64, 0)]
+    nodes = [{"CPU": 32.0}, {"CPU": 8.0, "GPU": 4.0}]
+    assert misfits(bundles, nodes) == [Bundle("rollout", 64, 0)]
+    assert misfits(bundles, []) == [Bundle("policy", 4, 1), Bundle("rollout", 64, 0)]
+
+
+def test_memory_of_a_rank_by_zero_stage() -> None:
+    config = PolicyConfig(model="m", world_size=4)
+    by_stage = [training_bytes(1.0, 2, config.model_copy(update={"zero_stage": stage})) for stage in range(4)]
+    assert by_stage == [12 + 2 + 2, 3 + 2 + 2, 3 + 0.5 + 2, 3 + 0.5 + 0.5]
+    assert training_bytes(1.0, 4, config) == 8 + 4 + 4
+
+
+def test_the_estimate_reads_the_models_own_config(toy_config: Config) -> None:
+    rows = {what: (size, how) for what, size, how in estimate(toy_config)}
+    size, how = rows["policy rank, each of 1"]
+    assert "by the model's config" in how
+    weights = (Path(toy_config.policy.model) / "model.safetensors").stat().st_size
+    assert size == pytest.approx(4 * weights, rel=0.02), "weights, gradients and two moments in float32"
+
+
+def test_a_dump_is_yaml() -> None:
+    config = load_config(TOY)
+    assert yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))["frames"]["budget"] == 8

@@ -1,0 +1,194 @@
+"""One training step on the real stack, told once and then looked at from every side.
+
+decord, open_clip, the U-Net, vLLM and DeepSpeed run as in a training run; only the models and the videos are small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from actors.prompts import answer_messages
+from actors.selectors import uniform_frames
+from cluster.checks import load_questions
+from cluster.config import Config
+from cluster.fleet import Fleet, collector, prepare, start
+from cluster.placement import Placement, plan
+from cluster.train import Clock, publish, update
+from learners.credit import PolicySample
+from services.frames import visual_input
+from services.schema import Group, Turn
+from services.weights import POLICY, SAMPLER, read_version, write_bucket
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class Story:
+    """What one fleet did, in order."""
+
+    first: list[Group]
+    """Before any update."""
+    first_by_learner: list[np.ndarray]
+    published_same: tuple[Turn, Turn]
+    """A fixed prompt before and after version 1, whose weights are those the engine started with."""
+    before: tuple[Weights, Weights]
+    metrics: dict[str, float]
+    after: tuple[Weights, Weights]
+    updated: Turn
+    """The fixed prompt after the update."""
+    second: list[Group]
+    second_by_learner: list[np.ndarray]
+    other_vision: Turn
+    """The fixed prompt after a version in which only the vision tower changed."""
+
+
+def turns(groups: Sequence[Group]) -> list[PolicySample]:
+    """Both turns of every trajectory."""
+    return [
+        PolicySample(trajectory.question_id, turn, 1.0)
+        for group in groups
+        for trajectory in group.trajectories
+        for turn in (trajectory.query_turn, trajectory.answer_turn)
+    ]
+
+
+def weights(fleet: Fleet, network: str) -> Weights:
+    return {name: tensor.clone() for name, tensor in read_version(fleet.store, network)[1]}
+
+
+async def tell(config: Config) -> Story:
+    placement = await Placement.create(plan(config), 120, print)
+    fleet = await start(config, placement)
+    assert fleet.policy is not None
+    assert fleet.sampler is not None
+    questions = load_questions(config)[:3]
+    videos, unreadable = await prepare(fleet.embedders, questions)
+    assert not unreadable
+    collect = collector(fleet, config, videos)
+    video = videos[questions[0].video]
+    visual = visual_input(video, uniform_frames(video.num_frames, 8), config.frames.tokens_per_frame)
+
+    async def fixed_prompt() -> Turn:
+        return await fleet.rollouts.call("generate", answer_messages(questions[0]), visual, 24, 7)
+
+    first = await collect.collect(questions, 4, step=1)
+    first_by_learner = await fleet.policy.call("log_probs", turns(first))
+    started = await fixed_prompt()
+    await publish(fleet.policy, fleet.rollouts, fleet)
+    await publish(fleet.sampler, fleet.selectors, fleet)
+    same = await fixed_prompt()
+    before = weights(fleet, POLICY), weights(fleet, SAMPLER)
+
+    metrics = await update(fleet, config, first, 1, Clock())
+    after = weights(fleet, POLICY), weights(fleet, SAMPLER)
+    updated = await fixed_prompt()
+    second = await collect.collect(questions, 4, step=2)
+    second_by_learner = await fleet.policy.call("log_probs", turns(second))
+
+    vision_only = [(name, 1.5 * tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
+    write_bucket(fleet.store, POLICY, 3, 0, vision_only, 60)
+    await fleet.store.commit.remote(POLICY, 3)
+    await fleet.rollouts.broadcast("pull", 3)
+    other_vision = await fixed_prompt()
+    ray.util.remove_placement_group(placement.group)
+    return Story(
+        first,
+        first_by_learner,
+        (started, same),
+        before,
+        metrics,
+        after,
+        updated,
+        second,
+        second_by_learner,
+        other_vision,
+    )
+
+
+@pytest.fixture(scope="module")
+def story(ray_cluster: None, toy_config: Config) -> Iterator[Story]:
+    yield asyncio.run(tell(toy_config))
+
+
+@pytest.mark.parametrize("network", [0, 1], ids=["policy", "sampler"])
+def test_the_update_changes_the_parameters(story: Story, network: int) -> None:
+    before, after = story.before[network], story.after[network]
+    assert before.keys() == after.keys()
+    assert max(float((after[name] - before[name]).abs().max()) for name in before) > 1e-5
+
+
+def test_the_versions_move_and_every_trajectory_carries_them(story: Story) -> None:
+    assert story.metrics["policy/version"] == story.metrics["sampler/version"] == 2
+    for version, groups in ((0, story.first), (2, story.second)):
+        for trajectory in (t for group in groups for t in group.trajectories):
+            assert trajectory.query_turn.version == trajectory.answer_turn.version == version
+            assert trajectory.selection.version == version
+
+
+@pytest.mark.parametrize("when", ["before the update", "after it"])
+def test_engine_and_learner_agree_on_the_sampled_tokens(story: Story, when: str) -> None:
+    groups, by_learner = (
+        (story.first, story.first_by_learner)
+        if when == "before the update"
+        else (story.second, story.second_by_learner)
+    )
+    samples = turns(groups)
+    assert len(samples) == 3 * 4 * 2
+    for sample, log_probs in zip(samples, by_learner, strict=True):
+        assert len(sample.turn.response_ids) > 0
+        np.testing.assert_allclose(log_probs, sample.turn.log_probs, atol=1e-4, rtol=0)
+
+
+def test_identical_weights_sent_again_change_nothing(story: Story) -> None:
+    started, same = story.published_same
+    assert (started.version, same.version) == (0, 1)
+    np.testing.assert_array_equal(started.response_ids, same.response_ids)
+    np.testing.assert_array_equal(started.log_probs, same.log_probs)
+
+
+def test_the_engine_takes_the_update_in(story: Story) -> None:
+    assert story.updated.version == 2
+    assert first_log_prob_gap(story.published_same[1], story.updated) > 1e-4
+
+
+def test_a_video_seen_before_is_not_scored_with_stale_features(story: Story) -> None:
+    assert story.other_vision.version == 3
+    assert first_log_prob_gap(story.updated, story.other_vision) > 1e-4
+
+
+def first_log_prob_gap(one: Turn, other: Turn) -> float:
+    """Largest difference of log-probs over the tokens that both share from the start, whose contexts are equal."""
+    length = min(len(one.response_ids), len(other.response_ids))
+    differ = one.response_ids[:length] != other.response_ids[:length]
+    shared = int(np.argmax(differ)) if differ.any() else length
+    if shared == 0:
+        return math.inf  # the very first token, sampled with the same seed, is another one
+    return float(np.abs(one.log_probs[:shared] - other.log_probs[:shared]).max())
+
+
+def test_the_sampler_starts_uniform_and_draws_k_frames(story: Story) -> None:
+    for trajectory in (t for group in story.first for t in group.trajectories):
+        selection = trajectory.selection
+        num_frames = selection.similarity.shape[1]
+        assert selection.entropy == pytest.approx(math.log(num_frames), abs=1e-5)
+        assert selection.log_prob == pytest.approx(-sum(math.log(num_frames - place) for place in range(8)), abs=1e-3)
+        assert len(set(selection.draw)) == 8
+        assert selection.frames == tuple(sorted(selection.draw))
+        assert trajectory.answer_turn.visual is not None
+        assert trajectory.answer_turn.visual.frames == selection.frames
+
+
+def test_no_pixel_comes_to_the_driver(story: Story) -> None:
+    frames = 8 * 56 * 56 * 3
+    for group in story.first:
+        for trajectory in group.trajectories:
+            assert len(pickle.dumps(trajectory)) < frames / 4
