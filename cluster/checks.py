@@ -49,12 +49,14 @@ def resolve(config: Config, world: ToyWorld | None) -> Config:
     )
 
 
-def check_models(config: Config) -> None:
-    """Raises UserError for a model the run could not load or serve. Hub names are left to the loaders."""
-    model, clip = config.policy.model, config.embedder.model
-    if is_folder(model):
+def check_inputs(config: Config) -> None:
+    """Raises UserError for a model or a questions file the run could not use. Hub names are left to the loaders."""
+    model, clip, questions = config.policy.model, config.embedder.model, config.data.questions
+    if questions is not None and not questions.expanduser().is_file():
+        raise UserError(f"data.questions: {questions}: no such file; name a parquet or JSONL file of questions")
+    if model and is_folder(model):
         check_mllm(Path(model), on_cpu=config.rollout.num_gpus == 0)
-    if is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():
+    if clip and is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():
         raise UserError(
             f"embedder.model: {clip} has no open_clip_config.json; name a folder saved by open_clip, or a model it knows"
         )

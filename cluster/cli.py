@@ -1,4 +1,5 @@
-"""The command `msjoe`. Exit codes: 0 done, 1 the run failed, 2 something the user can mend; no traceback for the latter."""
+"""The command `msjoe`. Exit codes: 0 done, 1 the run failed, 2 something the user can mend in what was given,
+130 interrupted. None of these shows a traceback; a fault of ours does."""
 
 from __future__ import annotations
 
@@ -35,6 +36,14 @@ def run(arguments: Sequence[str]) -> int:
     except TrainingError as error:
         print(f"msjoe: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"msjoe: {error.filename}: {error.strerror}; mend that and run again", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("msjoe: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -86,12 +95,13 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         describe(config, console)
         return
 
-    from cluster.checks import check_models, load_questions, resolve
+    from cluster.checks import check_inputs, load_questions, resolve
     from cluster.toyworld import make_world
     from cluster.train import train
 
+    check_inputs(config)  # what the recipe names, before anything is made
     config = resolve(config, make_world(config) if config.toyworld else None)
-    check_models(config)
+    check_inputs(config)
     questions = load_questions(config)
     run_dir = options.run_dir or Path("runs") / f"{options.recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     asyncio.run(train(config, questions, run_dir.absolute(), console))

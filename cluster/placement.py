@@ -66,12 +66,10 @@ class Placement:
     async def create(cls, bundles: list[Bundle], deadline: float, report: Callable[[str], None]) -> Placement:
         """Wait for room, telling `report` meanwhile. Raises TrainingError past the deadline."""
         group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
-        ready = group.ready()
         waited = 0.0
         while waited < deadline:
             interval = min(10.0, deadline - waited)
-            done, _ = await asyncio.to_thread(ray.wait, [ready], timeout=interval)
-            if done:
+            if await asyncio.to_thread(group.wait, interval):
                 return cls(bundles, group)
             waited += interval
             report(f"waiting for room in the cluster, {waited:.0f} of {deadline:.0f} s: {_shortage(bundles)}")

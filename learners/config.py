@@ -20,7 +20,7 @@ class LearnerConfig(Section):
     """Gradients are clipped to this global norm."""
     world_size: int = Field(default=1, ge=1)
     """DeepSpeed ranks, one Ray actor each."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: int = Field(default=0, ge=0, le=3)
     """DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for a rank."""

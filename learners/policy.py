@@ -3,7 +3,8 @@
 Invariants: it trains on the token ids the engine sampled, never on re-tokenised text; pixels come from the frame cache
 through the same processor call as the engine's and take the places the engine gave them in the prompt (a visual token that
 the model itself wrote is a word like any other); positions are passed explicitly (`learners/positions.py`); logits are
-computed only where a response token is predicted, a chunk at a time, never [B, L, V].
+computed only where a response token is predicted, a chunk at a time, never [B, L, V]. In one round all ranks run the same
+modules equally often (vision tower, logit chunks), whatever their samples hold: under ZeRO-3 they would hang otherwise.
 
 Shape letters: `B` turns of a micro-batch, `L` tokens, `N` response tokens of the micro-batch, `V` vocabulary.
 """
@@ -31,7 +32,7 @@ from services.frames import FrameCache, read_visual
 from services.vision import load_video_processor, patches
 from services.weights import POLICY
 
-LOGIT_CHUNK = 1024
+LOGIT_CHUNK = 256
 """Response tokens whose logits exist at once."""
 
 
@@ -40,8 +41,8 @@ class MicroBatch:
     """One forward pass, padded on the right."""
 
     inputs: dict[str, torch.Tensor]
-    """`input_ids`, `attention_mask`, `is_visual` [B, L], `position_ids` [3, B, L], and when there are frames `patches`
-    [n, C] and `grids` [videos, 3]."""
+    """`input_ids`, `attention_mask`, `is_visual` [B, L], `position_ids` [3, B, L], and when the vision tower is to run
+    `patches` [n, C] and `grids` [videos, 3]."""
     predicts: torch.Tensor
     """[N, 2] (row, column) of the hidden state that predicts each response token."""
     targets: torch.Tensor
@@ -52,6 +53,11 @@ class MicroBatch:
     """[N]"""
 
 
+def count_chunks(samples: Sequence[PolicySample]) -> int:
+    """Parts in which the logits of these samples' response tokens are computed."""
+    return -(-sum(len(sample.turn.response_ids) for sample in samples) // LOGIT_CHUNK)
+
+
 class PolicyNetwork(torch.nn.Module):
     """The MLLM, from token ids to the log-probs of chosen tokens."""
 
@@ -60,12 +66,12 @@ class PolicyNetwork(torch.nn.Module):
         self.mllm, self.temperature = mllm, temperature
 
     def forward(
-        self, inputs: dict[str, torch.Tensor], predicts: torch.Tensor, targets: torch.Tensor
+        self, inputs: dict[str, torch.Tensor], predicts: torch.Tensor, targets: torch.Tensor, num_chunks: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs [N] and entropies [N] (detached), float32, of `targets` at the given temperature."""
+        """Log-probs [N] and entropies [N] (detached), float32, of `targets`, their logits computed in `num_chunks` parts."""
         hidden = self._hidden(**inputs)[predicts[:, 0], predicts[:, 1]]
         log_probs, entropies = [], []
-        for chunk, chosen in zip(hidden.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True):
+        for chunk, chosen in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
             chunk_log_probs, chunk_entropies = checkpoint(self._chunk, chunk, chosen, use_reentrant=False)
             log_probs.append(chunk_log_probs)
             entropies.append(chunk_entropies)
@@ -85,7 +91,8 @@ class PolicyNetwork(torch.nn.Module):
         embeds = body.get_input_embeddings()(input_ids)
         if patches is not None:
             features = torch.cat(body.get_video_features(patches, grids, return_dict=True).pooler_output)
-            embeds = embeds.masked_scatter(is_visual[..., None], features.to(embeds.dtype))
+            # The sum ties the tower into the graph even where none of its features is used.
+            embeds = embeds.masked_scatter(is_visual[..., None], features.to(embeds.dtype)) + 0.0 * features.sum()
         return body.language_model(
             inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
@@ -132,24 +139,27 @@ class PolicyLearner(LearnerRank):
         """One optimizer step on the whole batch. Returns `policy/…` metrics; the means are over the tokens computed."""
         samples = batch.samples
         lengths = [len(s.turn.prompt_ids) + len(s.turn.response_ids) for s in samples]
-        plan = plan_micro_batches(lengths, self.config.micro_batch_tokens, self.config.world_size)[self.rank]
+        plan = plan_micro_batches(lengths, self.config.micro_batch_tokens, self.config.world_size)
         computed = sum(len(s.turn.response_ids) for s in samples)
         sums = torch.zeros(3, device=self.engine.device)
 
-        def loss_of(indices: list[int]) -> torch.Tensor:
+        def loss_of(in_round: tuple[list[int], ...]) -> torch.Tensor:
             # An idle rank computes a sample with weight 0: under ZeRO-3 every rank must run every layer.
-            part = self.collate([samples[index] for index in indices or [0]])
-            log_probs, entropies = self.engine(part.inputs, part.predicts, part.targets)
+            shares = [[samples[index] for index in indices or [0]] for indices in in_round]
+            with_vision = any(sample.turn.visual for share in shares for sample in share)
+            part = self.collate(shares[self.rank], with_vision)
+            num_chunks = max(map(count_chunks, shares))
+            log_probs, entropies = self.engine(part.inputs, part.predicts, part.targets, num_chunks)
             loss, clipped = clipped_policy_loss(
                 log_probs, part.old_log_probs, part.advantages, self.config.clip_low, self.config.clip_high
             )
-            weight = 1.0 if indices else 0.0
+            weight = 1.0 if in_round[self.rank] else 0.0
             log_ratio = log_probs.detach() - part.old_log_probs
             kl = log_ratio.exp() - 1 - log_ratio
             sums.add_(weight * torch.stack([kl.sum(), entropies.sum(), clipped.float().sum()]))
             return weight * loss.sum() / batch.num_tokens
 
-        result = self.optimize([partial(loss_of, indices) for indices in plan], step)
+        result = self.optimize([partial(loss_of, in_round) for in_round in zip(*plan, strict=True)], step)
         torch.distributed.all_reduce(sums)
         kl, entropy, clipped = (sums / computed).tolist()
         return {
@@ -166,12 +176,16 @@ class PolicyLearner(LearnerRank):
         """The learner's own log-probs [R] of each sample's response tokens."""
         results = []
         for sample in samples:
-            part = self.collate([sample])
-            results.append(self.engine(part.inputs, part.predicts, part.targets)[0].cpu().numpy())
+            part = self.collate([sample], with_vision=sample.turn.visual is not None)
+            log_probs, _ = self.engine(part.inputs, part.predicts, part.targets, count_chunks([sample]))
+            results.append(log_probs.cpu().numpy())
         return results
 
-    def collate(self, samples: Sequence[PolicySample]) -> MicroBatch:
-        """One micro-batch of `samples`. Raises TrainingError naming a sample whose visual tokens do not fit its frames."""
+    def collate(self, samples: Sequence[PolicySample], with_vision: bool) -> MicroBatch:
+        """One micro-batch of `samples`; `with_vision` runs the vision tower even if none of them has frames.
+
+        Raises TrainingError naming a sample whose visual tokens do not fit its frames.
+        """
         rows = [np.concatenate([s.turn.prompt_ids, s.turn.response_ids]) for s in samples]
         length = max(map(len, rows))
         input_ids = torch.zeros(len(rows), length, dtype=torch.long)
@@ -195,6 +209,9 @@ class PolicyLearner(LearnerRank):
             "position_ids": position_ids,
             "is_visual": is_visual,
         }
+        if with_vision and not pixels:
+            blank, grid = patches(self._processor, np.zeros((2, 28, 28, 3), np.uint8))
+            pixels, grids = [blank], [grid]
         if pixels:
             inputs |= {"patches": torch.cat(pixels), "grids": torch.tensor(grids)}
         device = self.engine.device

@@ -17,12 +17,17 @@ from services.errors import UserError
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append one line a row, in one write, on the operating system's side when this returns.
 
-    Raises ValueError for a number that JSON cannot say (NaN, infinity).
+    Raises ValueError for a number that JSON cannot say (NaN, infinity), UserError when the file system refuses.
     """
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    with path.open("a+b") as file:
-        _cut_torn_tail(file)
-        file.write(lines.encode())
+    try:
+        with path.open("a+b") as file:
+            _cut_torn_tail(file)
+            file.write(lines.encode())
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free some room or mend its folder"
+        ) from error
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.checks import check_models, load_questions, resolve
+from cluster.checks import check_inputs, load_questions, resolve
 from cluster.config import Config
 from cluster.train import leave_out, question_batches
 from services.errors import UserError
@@ -27,7 +27,7 @@ def mllm(toy_config: Config, tmp_path: Path) -> Path:
 
 
 def test_a_whole_model_passes(toy_config: Config) -> None:
-    check_models(toy_config)
+    check_inputs(toy_config)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_whole_model_passes(toy_config: Config) -> None:
 def test_a_model_folder_that_lacks_something(file: str, what: str, mllm: Path, toy_config: Config) -> None:
     (mllm / file).unlink()
     with pytest.raises(UserError, match=f"policy.model: .*{what}"):
-        check_models(with_model(toy_config, mllm))
+        check_inputs(with_model(toy_config, mllm))
 
 
 def test_heads_the_cpu_engine_cannot_run(mllm: Path, toy_config: Config) -> None:
@@ -52,22 +52,22 @@ def test_heads_the_cpu_engine_cannot_run(mllm: Path, toy_config: Config) -> None
     text.pop("head_dim", None)
     (mllm / "config.json").write_text(json.dumps(shape))
     with pytest.raises(UserError, match="attention heads of 16; the CPU engine takes multiples of 32"):
-        check_models(with_model(toy_config, mllm))
+        check_inputs(with_model(toy_config, mllm))
     on_gpu = toy_config.model_copy(update={"rollout": toy_config.rollout.model_copy(update={"num_gpus": 1})})
-    check_models(with_model(on_gpu, mllm))
+    check_inputs(with_model(on_gpu, mllm))
 
 
 def test_another_kind_of_model(mllm: Path, toy_config: Config) -> None:
     shape = json.loads((mllm / "config.json").read_text())
     (mllm / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))
     with pytest.raises(UserError, match="is a llama"):
-        check_models(with_model(toy_config, mllm))
+        check_inputs(with_model(toy_config, mllm))
 
 
 def test_a_clip_folder_without_a_config(toy_config: Config, tmp_path: Path) -> None:
     config = toy_config.model_copy(update={"embedder": toy_config.embedder.model_copy(update={"model": str(tmp_path)})})
     with pytest.raises(UserError, match=r"embedder.model: .* has no open_clip_config.json"):
-        check_models(config)
+        check_inputs(config)
 
 
 def test_paths_become_absolute(toy_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,11 @@ def test_shipped_recipes_load(recipe: Path) -> None:
 
 def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLICY", '{"clip_low": 0.9}')
-    config = load_config(TOY, ["--policy.learning_rate=1e-5", "--sampler.channels=[8,16]", "--toyworld.seed=3"])
+    config = load_config(
+        TOY, ["--policy.learning_rate=1e-5", "--policy.zero_stage=3", "--sampler.channels=[8,16]", "--toyworld.seed=3"]
+    )
     assert config.policy.learning_rate == 1e-5
+    assert config.policy.zero_stage == 3
     assert config.policy.clip_low == 0.2
     assert config.sampler.channels == (8, 16)
     assert config.toyworld is not None

@@ -139,9 +139,10 @@ def test_report_is_made_anew(twins: tuple[Path, Path]) -> None:
     ("arguments", "message"),
     [
         (["train", "--policy.lr=1"], "policy.lr: no such field; fields of policy: learning_rate"),
-        (["train", "--policy.zero_stage=9"], "policy.zero_stage: Input should be 0, 1, 2 or 3 (got '9')"),
+        (["train", "--policy.zero_stage=9"], "policy.zero_stage: Input should be less than or equal to 3 (got '9')"),
         (["train", "nothing.yaml"], "nothing.yaml: no such recipe; the shipped ones"),
-        (["train", "--data.questions=none.parquet", "--policy.model=x/y/z"], "x/y/z: no such model folder"),
+        (["train", "--policy.model=x/y/z"], "x/y/z: no such model folder"),
+        (["train", "--data.questions=none.parquet"], "data.questions: none.parquet: no such file"),
         (["report", "nowhere"], "nowhere: not a run's folder"),
     ],
 )

@@ -27,7 +27,7 @@ ENV = COMMON_ENV | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 def policy_batch(config: Config) -> PolicyBatch:
-    """Seven turns of uneven lengths over real frames: more than two ranks can share evenly."""
+    """Seven turns of uneven lengths over real frames, and a long one without any: whatever could set ranks apart."""
     cache = FrameCache(config.data.cache, config.frames.tokens_per_frame, 60)
     video = cache.prepare(load_questions(config)[0].video)
     cache.close()
@@ -49,7 +49,10 @@ def policy_batch(config: Config) -> PolicyBatch:
             visual=visual,
         )
         samples.append(PolicySample(f"turn {index}", turn, float(rng.normal())))
-    return PolicyBatch(tuple(samples), num_tokens=100)
+    ids = rng.integers(20, 300, 400).astype(np.int32)
+    alone = Turn(ids[:9], ids[9:], np.full(391, -6.0, np.float32), text="", truncated=True, version=0, visual=None)
+    samples.append(PolicySample("without frames", alone, 0.3))
+    return PolicyBatch(tuple(samples), num_tokens=500)
 
 
 def video_token(config: Config) -> int:
@@ -120,10 +123,12 @@ def test_policy_ranks_and_zero_stages_take_the_same_step(ray_cluster: None, toy_
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     base: PolicyConfig = toy_config.policy.model_copy(update={"learning_rate": 1e-4, "micro_batch_tokens": 60})
+    (sharded,) = shapes(base, [(2, 3)])
+    checkpointed = sharded.model_copy(update={"gradient_checkpointing": True})
     assert_same_step(
         PolicyLearner,
         lambda config: (config, toy_config.policy.model, 1.0, toy_config.data, toy_config.frames),
-        shapes(base, [(1, 0), (2, 2), (2, 3)]),
+        [*shapes(base, [(1, 0), (2, 2)]), checkpointed],
         policy_batch(toy_config),
         Qwen2_5_VLForConditionalGeneration.from_pretrained(toy_config.policy.model).state_dict(),
     )

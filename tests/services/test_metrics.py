@@ -133,3 +133,9 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
 def test_no_file_has_no_rows(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "in the way").mkdir()
+    with pytest.raises(UserError, match="in the way: cannot be written"):
+        jsonl.append(tmp_path / "in the way", [{"a": 1}])
