@@ -1,5 +1,5 @@
 # Needs Python 3.11 on the machine; everything else goes into .venv.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 ROLE ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin

@@ -52,9 +52,10 @@ class Pool:
         await pool.broadcast("ready", deadline=config.start_deadline)
         return pool
 
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """`method` on the actor with the fewest calls in flight."""
-        return await self._call(self._in_flight.index(min(self._in_flight)), method, arguments, self._deadline)
+    async def call(self, method: str, *arguments: Any, deadline: float | None = None) -> Any:
+        """`method` on the actor with the fewest calls in flight, within `deadline` seconds (default: the pool's)."""
+        index = self._in_flight.index(min(self._in_flight))
+        return await self._call(index, method, arguments, self._deadline if deadline is None else deadline)
 
     async def broadcast(self, method: str, *arguments: Any, deadline: float | None = None) -> list[Any]:
         """`method` on every actor at once; results in the pool's order."""

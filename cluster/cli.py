@@ -95,15 +95,16 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         describe(config, console)
         return
 
-    from cluster.checks import check_inputs, load_questions, resolve
+    from cluster.checks import check_inputs, check_run_dir, load_questions, resolve
     from cluster.toyworld import make_world
     from cluster.train import train
 
+    run_dir = options.run_dir or Path("runs") / f"{options.recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_run_dir(run_dir)
     check_inputs(config)  # what the recipe names, before anything is made
     config = resolve(config, make_world(config) if config.toyworld else None)
     check_inputs(config)
     questions = load_questions(config)
-    run_dir = options.run_dir or Path("runs") / f"{options.recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     asyncio.run(train(config, questions, run_dir.absolute(), console))
     console.print(f"run folder: {run_dir}  (open {run_dir / 'report.html'})", soft_wrap=True)
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +34,8 @@ from services.schema import Question, Video
 from services.weights import create_store
 
 Report = Callable[[str], None]
+Track = Callable[..., Iterable[Any]]
+"""`track(iterable, total=n)`, as rich's."""
 
 COMMON_ENV = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Of every process of a run."""
@@ -137,21 +139,28 @@ async def start(config: Config, placement: Placement) -> Fleet:
     return Fleet(rollouts, embedders, selectors, policy, sampler, store)
 
 
-async def prepare(embedders: Pool, questions: Sequence[Question]) -> tuple[dict[str, Video], dict[str, str]]:
-    """Every video decoded and embedded: the videos by path, and the reason for each that could not be."""
+async def prepare(
+    embedders: Pool, questions: Sequence[Question], deadline: float, track: Track
+) -> tuple[dict[str, Video], dict[str, str]]:
+    """Every video decoded and embedded: the videos by path, and the reason for each that could not be.
+
+    `deadline`: seconds for one video. `track` wraps the loop over what gets ready, to show progress.
+    """
     paths = list(dict.fromkeys(question.video for question in questions))
+    free = asyncio.Semaphore(len(embedders.actors))  # a call's deadline starts when an actor takes it up
+    videos: dict[str, Video] = {}
+    unreadable: dict[str, str] = {}
 
-    async def one(path: str) -> Video | str:
-        try:
-            return await embedders.call("prepare", path)
-        except VideoError as error:
-            return str(error)
+    async def one(path: str) -> None:
+        async with free:
+            try:
+                videos[path] = await embedders.call("prepare", path, deadline=deadline)
+            except VideoError as error:
+                unreadable[path] = str(error)
 
-    results = dict(zip(paths, await asyncio.gather(*map(one, paths)), strict=True))
-    return (
-        {path: result for path, result in results.items() if isinstance(result, Video)},
-        {path: result for path, result in results.items() if isinstance(result, str)},
-    )
+    for ready in track(asyncio.as_completed(map(one, paths)), total=len(paths)):
+        await ready
+    return videos, unreadable
 
 
 def collector(fleet: Fleet, config: Config, videos: dict[str, Video]) -> Collector:

@@ -19,6 +19,7 @@ import numpy as np
 import ray
 import yaml
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.pool import Pool
 from cluster.config import Config
@@ -33,6 +34,7 @@ from services.metrics import MetricsSink
 from services.schema import Group, Question
 from services.trajectories import write_trajectories
 
+PREPARING = (TextColumn("preparing videos"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
 LEFT_OUT_SHOWN = 20
 """Left-out questions named on the console; the file names all."""
 
@@ -42,8 +44,9 @@ async def train(config: Config, questions: Sequence[Question], run_dir: Path, co
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     async with fleet(config, console.print) as actors:
-        console.print("preparing videos")
-        videos, unreadable = await prepare(actors.embedders, questions)
+        with Progress(*PREPARING, console=console) as bar:
+            deadline = config.data.decode_deadline + config.embedder.deadline
+            videos, unreadable = await prepare(actors.embedders, questions, deadline, bar.track)
         questions = leave_out(questions, unreadable, run_dir, console)
         collect = collector(actors, config, videos).collect
         batches = question_batches(questions, config.train.questions_per_step, config.train.seed)
@@ -105,14 +108,15 @@ async def checkpoint(actors: Fleet, run_dir: Path, step: int) -> None:
 
 
 def question_batches(questions: Sequence[Question], size: int, seed: int) -> Iterator[list[Question]]:
-    """Endless batches; each epoch is a new order decided by the seed, and a batch may span two epochs."""
-    waiting: list[Question] = []
+    """Endless batches of `size` different questions, all there are when they are fewer.
+
+    Each epoch is a new order decided by the seed; what no whole batch holds any more is left to later epochs.
+    """
+    size = min(size, len(questions))
     for epoch in itertools.count():
         order = np.random.default_rng((seed, epoch)).permutation(len(questions))
-        waiting += [questions[index] for index in order]
-        while len(waiting) >= size:
-            yield waiting[:size]
-            waiting = waiting[size:]
+        for start in range(0, len(questions) - size + 1, size):
+            yield [questions[index] for index in order[start : start + size]]
 
 
 def leave_out(

@@ -102,16 +102,21 @@ def question(name: str) -> Question:
     return Question(name, f"/{name}.mp4", "?", ("x", "y"), "A")
 
 
-def test_batches_cover_every_epoch_in_an_order_of_its_own() -> None:
-    questions = [question(str(index)) for index in range(5)]
+def test_batches_of_an_epoch_share_no_question() -> None:
+    questions = [question(str(index)) for index in range(7)]
     batches = question_batches(questions, 3, seed=0)
-    drawn = [one.id for _ in range(5) for one in next(batches)]
-    epochs = [drawn[:5], drawn[5:10], drawn[10:15]]
-    assert all(sorted(epoch) == list("01234") for epoch in epochs)
-    assert epochs[0] != epochs[1]
+    drawn = [[one.id for one in next(batches)] for _ in range(40)]
+    for first, second in zip(drawn[::2], drawn[1::2], strict=True):
+        assert len(set(first + second)) == 6
+    assert {name for batch in drawn for name in batch} == set("0123456"), "what one epoch leaves over, another takes"
     again, other = question_batches(questions, 3, seed=0), question_batches(questions, 3, seed=1)
-    assert [one.id for _ in range(5) for one in next(again)] == drawn
-    assert [one.id for _ in range(5) for one in next(other)] != drawn
+    assert [[one.id for one in next(again)] for _ in range(40)] == drawn
+    assert [[one.id for one in next(other)] for _ in range(40)] != drawn
+
+
+def test_fewer_questions_than_a_batch() -> None:
+    batches = question_batches([question("a"), question("b")], 8, seed=0)
+    assert sorted(one.id for one in next(batches)) == ["a", "b"]
 
 
 def test_no_question_left(tmp_path: Path) -> None:

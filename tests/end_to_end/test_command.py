@@ -127,6 +127,13 @@ def test_questions_with_bad_videos_are_left_out_by_id(other: tuple[Path, str]) -
     assert not {row["question_id"] for row in read_trajectories(folder)} & {"no-file", "no-video"}
 
 
+def test_a_folder_is_not_trained_in_twice(twins: tuple[Path, Path], toy_overrides: list[str]) -> None:
+    before = (twins[0] / "metrics.jsonl").read_text()
+    done = train(twins[0], toy_overrides)
+    assert (done.returncode, before) == (2, (twins[0] / "metrics.jsonl").read_text())
+    assert "holds a run already; name another folder" in done.stderr
+
+
 def test_report_is_made_anew(twins: tuple[Path, Path]) -> None:
     report = twins[1] / "report.html"
     report.unlink()

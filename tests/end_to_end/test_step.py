@@ -71,7 +71,7 @@ async def tell(config: Config) -> Story:
     assert fleet.policy is not None
     assert fleet.sampler is not None
     questions = load_questions(config)[:3]
-    videos, unreadable = await prepare(fleet.embedders, questions)
+    videos, unreadable = await prepare(fleet.embedders, questions, 60, lambda ready, total: ready)
     assert not unreadable
     collect = collector(fleet, config, videos)
     video = videos[questions[0].video]
