@@ -38,7 +38,8 @@ class SelectorActor:
 
         torch.set_num_threads(config.threads)
         self._kind, self._store = config.kind, store
-        self._network, self._collate = make_sampler(sampler.channels, seed), collate
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._network, self._collate = make_sampler(sampler.channels, seed).to(self._device), collate
         self.version = 0
         if ray.get(store.manifest.remote(SAMPLER), timeout=config.deadline) is not None:
             self.pull(None)
@@ -77,4 +78,5 @@ class SelectorActor:
         """[T] of the network, or the mean similarity for a selector without one."""
         if self._kind != "unet":
             return torch.from_numpy(similarity.mean(0))
-        return self._network.forward_inference(self._collate([similarity]))["logits"][0]
+        batch = {name: tensor.to(self._device) for name, tensor in self._collate([similarity]).items()}
+        return self._network.forward_inference(batch)["logits"][0].cpu()

@@ -29,7 +29,7 @@ from learners.config import LearnerConfig
 from learners.policy import PolicyLearner
 from learners.rank import LearnerGroup, LearnerRank
 from learners.sampler import SamplerLearner
-from services.errors import VideoError
+from services.errors import UserError, VideoError
 from services.schema import Question, Video
 from services.weights import create_store
 
@@ -70,11 +70,21 @@ async def fleet(config: Config, report: Report) -> AsyncIterator[Fleet]:
 
 
 def connect(config: ClusterConfig) -> None:
-    """Join the cluster that `address` or `RAY_ADDRESS` names, or start a private one."""
+    """Join the cluster that `address` or `RAY_ADDRESS` names, or start a private one.
+
+    Raises UserError when the address is a dashboard's, or no cluster answers there.
+    """
     address = config.address or os.environ.get("RAY_ADDRESS")
     os.environ.update(COMMON_ENV)
     if address:
-        ray.init(address, runtime_env={"env_vars": COMMON_ENV}, log_to_driver=False)
+        if address.startswith("http"):
+            raise UserError(
+                f"{address} is a dashboard: `ray job submit` to it, or unset RAY_ADDRESS for a private cluster"
+            )
+        try:
+            ray.init(address, runtime_env={"env_vars": COMMON_ENV}, log_to_driver=False)
+        except ConnectionError as error:
+            raise UserError(f"no Ray cluster answers at {address} ({error}); `ray start --head` starts one") from None
         return
     memory = None if config.object_store_gib is None else int(config.object_store_gib * 2**30)
     ray.init(

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from cluster.checks import check_inputs, load_questions, resolve
-from cluster.config import Config
+from cluster.config import ClusterConfig, Config
+from cluster.fleet import connect
 from cluster.train import leave_out, question_batches
 from services.errors import UserError
 from services.schema import Question
@@ -117,6 +118,11 @@ def test_batches_of_an_epoch_share_no_question() -> None:
 def test_fewer_questions_than_a_batch() -> None:
     batches = question_batches([question("a"), question("b")], 8, seed=0)
     assert sorted(one.id for one in next(batches)) == ["a", "b"]
+
+
+def test_a_dashboards_address_is_no_clusters() -> None:
+    with pytest.raises(UserError, match="http://127.0.0.1:8265 is a dashboard: `ray job submit` to it"):
+        connect(ClusterConfig(address="http://127.0.0.1:8265"))
 
 
 def test_no_question_left(tmp_path: Path) -> None:
