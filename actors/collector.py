@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 
 from actors.config import PromptConfig, RolloutConfig
 from actors.pool import Pool
-from actors.prompts import answer_messages, parse_answer, parse_queries, query_messages
+from actors.prompts import Message, answer_messages, parse_answer, parse_queries, query_messages
 from actors.selectors import uniform_frames
 from learners.config import RewardConfig
 from learners.rewards import score
 from services.config import FramesConfig
+from services.errors import UserError
 from services.frames import visual_input
-from services.schema import Group, Question, Selection, Trajectory, Turn, Video
+from services.schema import Group, Question, Selection, Trajectory, Turn, Video, VisualInput
 
 
 def stream(*identity: object) -> int:
@@ -85,10 +86,16 @@ class Collector:
             max_queries=self._prompts.max_queries,
             has_video=visual is not None,
         )
-        return await self._rollouts.call("generate", messages, visual, self._rollout.query_tokens, seed)
+        return await self._generate(question, messages, visual, self._rollout.query_tokens, seed)
 
     async def _answer_turn(self, question: Question, video: Video, selection: Selection, seed: int) -> Turn:
         visual = visual_input(video, selection.frames, self._frames.tokens_per_frame)
-        return await self._rollouts.call(
-            "generate", answer_messages(question), visual, self._rollout.answer_tokens, seed
-        )
+        return await self._generate(question, answer_messages(question), visual, self._rollout.answer_tokens, seed)
+
+    async def _generate(
+        self, question: Question, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int
+    ) -> Turn:
+        try:
+            return await self._rollouts.call("generate", messages, visual, max_tokens, seed)
+        except UserError as error:
+            raise UserError(f"question {question.id}: {error}") from None

@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from actors.config import RolloutConfig
 from actors.prompts import Message
 from services.config import DataConfig, FramesConfig
+from services.errors import UserError
 from services.frames import FrameCache, read_visual
 from services.schema import Turn, VisualInput
 from services.vision import PROCESSOR_KWARGS, engine_video
@@ -120,11 +121,12 @@ class RolloutActor:
     ) -> None:
         from vllm import EngineArgs, SamplingParams
         from vllm.config import WeightTransferConfig
+        from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from services.weight_transfer import BACKEND
 
-        self._config, self._params = config, SamplingParams
+        self._config, self._params, self._refusal = config, SamplingParams, VLLMValidationError
         self._frames = FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline)
         on_cpu = config.num_gpus == 0
         engine = LLMEngine.from_engine_args(
@@ -164,7 +166,7 @@ class RolloutActor:
     async def generate(self, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int) -> Turn:
         """One reply to `messages`, sampled with its own `seed`.
 
-        Raises ValueError when the prompt with its reply does not fit `max_model_len`.
+        Raises UserError when the prompt does not fit `max_model_len`.
         """
         text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         prompt: dict[str, Any] = {"prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
@@ -175,7 +177,10 @@ class RolloutActor:
         params = self._params(
             temperature=self._config.temperature, max_tokens=max_tokens, seed=seed, logprobs=0, skip_special_tokens=True
         )
-        output = await asyncio.wrap_future(self._loop.generate(prompt, params))
+        try:
+            output = await asyncio.wrap_future(self._loop.generate(prompt, params))
+        except self._refusal as error:
+            raise UserError(f"the engine refuses the prompt: {error} (rollout.max_model_len is the limit)") from error
         reply = output.outputs[0]
         return Turn(
             prompt_ids=np.asarray(output.prompt_token_ids, np.int32),

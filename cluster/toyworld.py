@@ -26,6 +26,9 @@ def make_world(config: Config) -> ToyWorld:
 
 
 def _make(config: ToyWorldConfig, root: Path, query_prompt: partial[list[dict[str, object]]]) -> ToyWorld:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # ours is enough
     columns = (TextColumn("toy world:"), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns) as bar:
         tasks: dict[str, TaskID] = {}

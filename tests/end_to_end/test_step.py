@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import math
 import pickle
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ from cluster.fleet import Fleet, collector, prepare, start
 from cluster.placement import Placement, plan
 from cluster.train import Clock, publish, update
 from learners.credit import PolicySample
+from services.errors import UserError
 from services.frames import visual_input
-from services.schema import Group, Turn
+from services.schema import Group, Trajectory, Turn
 from services.weights import POLICY, SAMPLER, read_version, write_bucket
 
 Weights = dict[str, torch.Tensor]
@@ -49,6 +51,8 @@ class Story:
     second_by_learner: list[np.ndarray]
     other_vision: Turn
     """The fixed prompt after a version in which only the vision tower changed."""
+    too_long: str
+    """What was said of a question whose prompt does not fit, while another one was being answered."""
 
 
 def turns(groups: Sequence[Group]) -> list[PolicySample]:
@@ -99,6 +103,12 @@ async def tell(config: Config) -> Story:
     await fleet.store.commit.remote(POLICY, 3)
     await fleet.rollouts.broadcast("pull", 3)
     other_vision = await fixed_prompt()
+    endless = replace(questions[0], question="star " * 5000)
+    refused, answered = await asyncio.gather(
+        collect.trajectory(endless, 0, 3), collect.trajectory(questions[0], 0, 3), return_exceptions=True
+    )
+    assert isinstance(refused, UserError)
+    assert isinstance(answered, Trajectory)
     ray.util.remove_placement_group(placement.group)
     return Story(
         first,
@@ -111,6 +121,7 @@ async def tell(config: Config) -> Story:
         second,
         second_by_learner,
         other_vision,
+        str(refused),
     )
 
 
@@ -192,3 +203,7 @@ def test_no_pixel_comes_to_the_driver(story: Story) -> None:
     for group in story.first:
         for trajectory in group.trajectories:
             assert len(pickle.dumps(trajectory)) < frames / 4
+
+
+def test_a_prompt_that_does_not_fit_is_named_and_harms_no_other(story: Story) -> None:
+    assert re.match(r"question toy-.*: the engine refuses the prompt: .*512.*rollout.max_model_len", story.too_long)
