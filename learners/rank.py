@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def plan_micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> 
     return [batches[rank::world_size] for rank in range(world_size)]
 
 
-class LearnerRank:
+class LearnerRank(ABC):
     """One DeepSpeed rank. Subclasses build the network and define the update."""
 
     network: str
@@ -55,17 +56,17 @@ class LearnerRank:
     def __init__(self, config: LearnerConfig, rank: int, dtype: str = "float32") -> None:
         self.config, self.rank, self.dtype = config, rank, dtype
 
+    @abstractmethod
     def build(self) -> torch.nn.Module:
         """The network to train, on CPU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def publishable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Parameters under the names that readers of the store expect."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write the whole network, in its public format, into `folder`."""
-        raise NotImplementedError
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 will listen: this node's address and a free port."""

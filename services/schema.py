@@ -9,7 +9,7 @@ Shape letters: `Q` queries (at most 4), `T` candidate frames (1 per second), `K`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -139,4 +139,4 @@ class Group:
     """All trajectories of one question in one step."""
 
     question: Question
-    trajectories: tuple[Trajectory, ...] = field(default_factory=tuple)
+    trajectories: tuple[Trajectory, ...]
