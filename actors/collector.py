@@ -1,4 +1,4 @@
-"""The collector: one trajectory, start to end, as one coroutine that reads like the paper; many at once.
+"""The collector: a query turn and what follows of it, as one coroutine that reads like the paper; many at once.
 
 Invariants: a trajectory's randomness comes from (seed, step, question, index) alone, whichever actors serve it; only ids,
 indices, similarities and texts pass through here, never a pixel.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 
 from actors.config import PromptConfig, RolloutConfig
@@ -47,35 +48,38 @@ class Collector:
         self._rollout, self._prompts, self._frames, self._rewards = rollout, prompts, frames, rewards
         self._videos, self._seed = videos, seed
 
-    async def collect(self, questions: Sequence[Question], group_size: int, step: int) -> list[Group]:
-        """A group of `group_size` trajectories for each question, all in flight together."""
-        return list(await asyncio.gather(*[self.group(question, group_size, step) for question in questions]))
+    async def collect(self, questions: Sequence[Question], group_size: int, draws: int, step: int) -> list[Group]:
+        """A group for each question, all in flight together: `group_size` query turns, `draws` draws and answers of each."""
+        return list(await asyncio.gather(*[self.group(question, group_size, draws, step) for question in questions]))
 
-    async def group(self, question: Question, size: int, step: int) -> Group:
-        """`size` trajectories of one question."""
-        indices = range(size)
-        return Group(question, tuple(await asyncio.gather(*[self.trajectory(question, i, step) for i in indices])))
+    async def group(self, question: Question, size: int, draws: int, step: int) -> Group:
+        """All trajectories of one question."""
+        samples = await asyncio.gather(*[self.sample(question, index, draws, step) for index in range(size)])
+        return Group(question, tuple(itertools.chain(*samples)))
 
-    async def trajectory(self, question: Question, index: int, step: int) -> Trajectory:
-        """Queries, similarity, key frames, answer, reward."""
+    async def sample(self, question: Question, index: int, draws: int, step: int) -> list[Trajectory]:
+        """One query turn and its similarity; of each of `draws`: key frames, answer, reward."""
         video = self._videos[question.video]
-        identity = (self._seed, step, question.id, index)
-
-        query_turn = await self._query_turn(question, video, stream(*identity, "query"))
+        seed = stream(self._seed, step, question.id, index, "query")
+        query_turn = await self._query_turn(question, video, seed)
         parsed, queries_formatted = parse_queries(query_turn.text, self._prompts.max_queries)
         queries = parsed or (question.question,)
-
         similarity = await self._embedders.call("similarity", video.key, queries)
-        selection: Selection = await self._selectors.call(
-            "select", similarity, self._frames.budget, stream(*identity, "select")
-        )
 
-        answer_turn = await self._answer_turn(question, video, selection, stream(*identity, "answer"))
-        letter, answer_formatted = parse_answer(answer_turn.text, len(question.options))
+        async def trajectory(place: int) -> Trajectory:
+            identity = (self._seed, step, question.id, place)
+            selection: Selection = await self._selectors.call(
+                "select", similarity, self._frames.budget, stream(*identity, "select")
+            )
+            answer_turn = await self._answer_turn(question, video, selection, stream(*identity, "answer"))
+            letter, answer_formatted = parse_answer(answer_turn.text, len(question.options))
+            formatted = queries_formatted and answer_formatted
+            reward = score(letter, question.answer, formatted, similarity, self._rewards)
+            return Trajectory(
+                question.id, place, index, query_turn, queries, not parsed, selection, answer_turn, letter, reward
+            )
 
-        formatted = queries_formatted and answer_formatted
-        reward = score(letter, question.answer, formatted, similarity, self._rewards)
-        return Trajectory(question.id, index, query_turn, queries, selection, answer_turn, letter, reward)
+        return list(await asyncio.gather(*[trajectory(index * draws + draw) for draw in range(draws)]))
 
     async def _query_turn(self, question: Question, video: Video, seed: int) -> Turn:
         previews = uniform_frames(video.num_frames, self._frames.previews)

@@ -37,7 +37,11 @@ class TrainConfig(Section):
     questions_per_step: int = Field(default=32, ge=1)
     """Questions a step."""
     group_size: int = Field(default=8, ge=1)
-    """G: trajectories per question."""
+    """G: query turns per question."""
+    draws: int = Field(default=1, ge=1)
+    """M: frame draws, each with its answer, per query turn (paper: 1; more of them judge the sampler by itself)."""
+    refills: int = Field(default=0, ge=0)
+    """Further rounds of questions in place of groups without signal (dynamic sampling, arXiv 2503.14476); 0 keeps them."""
     seed: int = 0
     """Decides data order, sampled tokens, drawn frames and the sampler's initial weights."""
     checkpoint_every: int = Field(default=50, ge=1)
@@ -100,8 +104,10 @@ class Config(BaseSettings):
                     yield f"{field}: empty, and there is no toyworld to take it from; name one"
         if not self.policy.train and self.selector.kind != "unet":
             yield f"policy.train: false with selector.kind={self.selector.kind} leaves nothing to learn"
-        if self.train.group_size < 2 and (self.policy.train or self.sampler.objective == "joint"):
+        if self.train.group_size * self.train.draws < 2 and (self.policy.train or self.sampler.objective == "joint"):
             yield "train.group_size: 1 leaves no group to compare with; at least 2"
+        if self.train.refills and self.sampler.objective == "difficulty":
+            yield "train.refills: with sampler.objective=difficulty a group of equal rewards has signal too; set 0"
         if self.policy.train and self.sampler.objective == "difficulty":
             yield "sampler.objective: difficulty is stage 1, which freezes the MLLM; set policy.train=false"
         visual = max(

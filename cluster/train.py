@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.pool import Pool
-from cluster.config import Config
+from cluster.config import Config, TrainConfig
 from cluster.fleet import Fleet, collector, fleet, prepare
 from cluster.report import report_run
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
+from learners.policy import mismatch_alarm
 from learners.rank import LearnerGroup
 from services import jsonl
 from services.checkpoints import checkpoint_folder
@@ -35,6 +35,7 @@ from services.schema import Group, Question
 from services.trajectories import write_trajectories
 
 PREPARING = (TextColumn("preparing videos"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+Collect = Callable[[Sequence[Question], int, int, int], Awaitable[list[Group]]]
 LEFT_OUT_SHOWN = 20
 """Left-out questions named on the console; the file names all."""
 
@@ -49,14 +50,17 @@ async def train(config: Config, questions: Sequence[Question], run_dir: Path, co
             videos, unreadable = await prepare(actors.embedders, questions, deadline, bar.track)
         questions = leave_out(questions, unreadable, run_dir, console)
         collect = collector(actors, config, videos).collect
-        batches = question_batches(questions, config.train.questions_per_step, config.train.seed)
+        stream = QuestionStream(questions, config.train.seed)
 
         with MetricsSink(run_dir, config.train.steps) as sink:
             for step in range(1, config.train.steps + 1):
                 clock = Clock()
                 with clock("rollout"):
-                    groups = await collect(next(batches), config.train.group_size, step)
-                metrics = await update(actors, config, groups, step, clock)
+                    groups = await collect_step(collect, stream, config.train, step)
+                used = [group for group in groups if group.has_signal or not config.train.refills]
+                metrics = await update(actors, config, used, step, clock)
+                if alarm := mismatch_alarm(metrics, config.policy):
+                    console.print(f"step {step}: {alarm}", soft_wrap=True)
                 with clock("checkpoint"):
                     write_trajectories(run_dir, step, groups)
                     if step % config.train.checkpoint_every == 0 or step == config.train.steps:
@@ -67,19 +71,27 @@ async def train(config: Config, questions: Sequence[Question], run_dir: Path, co
         await ray.remote(num_cpus=0)(report_run).remote(run_dir, config.data, config.frames)
 
 
+async def collect_step(collect: Collect, stream: QuestionStream, config: TrainConfig, step: int) -> list[Group]:
+    """The groups of a step; in place of those without signal, `config.refills` further rounds of other questions."""
+    groups: list[Group] = []
+    for _ in range(1 + config.refills):
+        missing = config.questions_per_step - sum(group.has_signal for group in groups)
+        questions = stream.take(missing, [group.question for group in groups])
+        groups += await collect(questions, config.group_size, config.draws, step)
+    return groups
+
+
 async def update(actors: Fleet, config: Config, groups: Sequence[Group], step: int, clock: Clock) -> dict[str, float]:
     """Both learners at once, then every new version to whoever acts with it. Returns the learners' metrics."""
-    policy, sampler = policy_batch(groups), sampler_batch(groups, config.sampler)
+    batches = policy_batch(groups, config.policy), sampler_batch(groups, config.sampler)
 
-    async def learn(learner: LearnerGroup | None, batch: Any, has_signal: bool) -> dict[str, float]:
+    async def learn(learner: LearnerGroup | None, batch: Sequence[Any]) -> dict[str, float]:
         if learner is None:
             return {}
         with clock(f"{learner.network}_update"):
-            return await learner.update(batch, step) if has_signal else learner.idle()
+            return await learner.update(batch, step) if batch else learner.idle()
 
-    parts = await asyncio.gather(
-        learn(actors.policy, policy, bool(policy.samples)), learn(actors.sampler, sampler, bool(sampler))
-    )
+    parts = await asyncio.gather(learn(actors.policy, batches[0]), learn(actors.sampler, batches[1]))
     with clock("publish"):
         await asyncio.gather(
             *[
@@ -107,16 +119,35 @@ async def checkpoint(actors: Fleet, run_dir: Path, step: int) -> None:
         (partial / "state.json").write_text(json.dumps({"step": step, "versions": versions}))
 
 
-def question_batches(questions: Sequence[Question], size: int, seed: int) -> Iterator[list[Question]]:
-    """Endless batches of `size` different questions, all there are when they are fewer.
+class QuestionStream:
+    """All questions, epoch after epoch, each epoch in a new order that the seed decides."""
 
-    Each epoch is a new order decided by the seed; what no whole batch holds any more is left to later epochs.
-    """
-    size = min(size, len(questions))
-    for epoch in itertools.count():
-        order = np.random.default_rng((seed, epoch)).permutation(len(questions))
-        for start in range(0, len(questions) - size + 1, size):
-            yield [questions[index] for index in order[start : start + size]]
+    def __init__(self, questions: Sequence[Question], seed: int) -> None:
+        self._questions, self._seed, self._epoch = questions, seed, 0
+        self._ahead: list[Question] = []
+
+    def take(self, count: int, taken: Sequence[Question] = ()) -> list[Question]:
+        """The next `count` questions that are none of `taken`, all different; fewer where there are no more.
+
+        What is passed over stays at the front for the next call.
+        """
+        used = {question.id for question in taken}
+        found: list[Question] = []
+        place = 0
+        while len(found) < min(count, len(self._questions) - len(taken)):
+            if place == len(self._ahead):
+                self._next_epoch()
+            if self._ahead[place].id in used:
+                place += 1
+                continue
+            found.append(self._ahead.pop(place))
+            used.add(found[-1].id)
+        return found
+
+    def _next_epoch(self) -> None:
+        order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._questions))
+        self._ahead += [self._questions[index] for index in order]
+        self._epoch += 1
 
 
 def leave_out(

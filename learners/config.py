@@ -43,12 +43,47 @@ class PolicyConfig(LearnerConfig):
     """Numbers of the learner's forward pass and of the engine; the optimizer keeps float32."""
     train: bool = True
     """False freezes the MLLM: stage 1, sampler pre-training."""
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    """Within a group: over the standard deviation (paper), without it, or minus the mean of the others."""
+    loss: Literal["clipped", "gspo"] = "clipped"
+    """Ratio of each token (paper), or GSPO's of the whole turn, whose clip range is far smaller (3e-4 and 4e-4)."""
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
+    """From token losses to the step's loss; a sequence is a turn, and every mean is over the whole step."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped from below at 1 - clip_low."""
     clip_high: float = Field(default=0.2, gt=0)
     """The ratio is clipped from above at 1 + clip_high."""
+    dual_clip: float = Field(default=3.0, gt=1)
+    """Where the advantage A is negative a token's loss is at most -A * dual_clip; `inf` turns it off."""
+    kl_coef: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the initial model (paper: none). Above 0 the learner holds that model too, unless by LoRA."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that KL."""
+    old_log_probs: Literal["engine", "learner"] = "engine"
+    """Denominator of the ratio: what the engine sampled from, or the learner's own log-probs at the start of the update,
+    with the engine's mismatch corrected by truncated importance weights."""
+    importance: Literal["token", "sequence", "none"] = "token"
+    """Importance weight learner / engine of each token or of the whole turn, when `old_log_probs` is `learner`."""
+    importance_cap: float = Field(default=2.0, gt=1)
+    """Largest importance weight."""
+    importance_beyond: Literal["truncate", "mask"] = "truncate"
+    """Weights above the cap become the cap, or their tokens are left out."""
+    mismatch_limit: float = Field(default=0.1, gt=0)
+    """Nats per token of `policy/mismatch_kl` above which the alarm goes off (ours)."""
+    mismatch_action: Literal["warn", "stop"] = "warn"
+    """What the alarm does: one line a step, or the end of the run before the weights take the step in."""
+    truncated_replies: Literal["keep", "mask"] = "keep"
+    """Replies cut at the token limit: learn from them, or leave their tokens out of loss and means. Counted either way."""
+    freeze_vision: bool = False
+    """Leave the vision tower as it is: no backward pass through it."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Rank of LoRA adapters on the language model's linear layers; 0 trains all weights. Engines get merged weights."""
+    lora_alpha: float = Field(default=32.0, gt=0)
+    """LoRA's scale is lora_alpha / lora_rank."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
-    """Padded tokens of one forward pass of a rank; a longer sequence goes alone."""
+    """Tokens packed into one forward pass of a rank; a longer turn goes alone."""
+    share_prompts: bool = True
+    """Turns with one prompt (a group's query turns) compute it once; the loss and the gradients stay the same."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass."""
 

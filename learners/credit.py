@@ -1,39 +1,33 @@
-"""What learns from what: from the groups of a step to the samples of both learners.
+"""What learns from what: from the groups of a step to the samples of both learners; derived in `docs/objectives.md`.
 
-Invariants: a trajectory whose advantage is 0 has no gradient and is not computed, but its tokens count where a mean divides;
-both turns of a trajectory share its advantage; groups without signal are counted, never silently dropped.
+Invariants: a turn or a draw whose advantage is 0 has no gradient and is not computed (unless a KL term or an entropy bonus
+pulls on it), but it counts where a mean divides; a query turn that M trajectories share is one sample; groups without signal are counted, never
+silently dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from learners.config import SamplerConfig
-from learners.objectives import difficulty_advantage, group_advantages, sampler_advantages
+from learners.config import PolicyConfig, SamplerConfig
+from learners.objectives import difficulty_advantage, group_advantages, sampler_advantages, token_weights
 from services.schema import Group, Selection, Turn
 
 
 @dataclass(frozen=True)
 class PolicySample:
-    """One turn and the advantage of every one of its tokens."""
+    """One turn, and what every one of its tokens counts."""
 
     name: str
     """Question, trajectory and turn, for error messages."""
     turn: Turn
     advantage: float
-
-
-@dataclass(frozen=True)
-class PolicyBatch:
-    """What one GRPO update learns from."""
-
-    samples: tuple[PolicySample, ...]
-    """Turns with a gradient."""
-    num_tokens: int
-    """Response tokens of the whole step: the global count that the token mean divides by."""
+    weight: float
+    """Of each token's loss in the step's: the global normalisation."""
 
 
 @dataclass(frozen=True)
@@ -42,66 +36,101 @@ class SamplerSample:
 
     selection: Selection
     advantage: float
+    weight: float
+    """Of its loss in the step's: one over the draws of the step."""
 
 
-def policy_batch(groups: Sequence[Group]) -> PolicyBatch:
-    """Both turns of every trajectory, with GRPO's advantage within its group."""
-    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    rewards = torch.tensor([trajectory.reward.total for trajectory in trajectories])
-    advantages = group_advantages(rewards, [len(group.trajectories) for group in groups]).tolist()
-    turns = [
-        PolicySample(f"question {t.question_id}, trajectory {t.index}, {name} turn", turn, advantage)
-        for t, advantage in zip(trajectories, advantages, strict=True)
-        for name, turn in (("query", t.query_turn), ("answer", t.answer_turn))
+def policy_batch(groups: Sequence[Group], config: PolicyConfig) -> tuple[PolicySample, ...]:
+    """The turns with a gradient, each with its advantage within its group and its tokens' weight in the step's loss.
+
+    A query turn is compared by the mean reward of its trajectories with the group's other query turns, an answer turn by its
+    own reward with all others of the group. Turns without tokens, and with `truncated_replies="mask"` those that hit the
+    limit, count nowhere.
+    """
+    rewards = [[t.reward.total for t in group.trajectories] for group in groups]
+    means = [[_mean(t.reward.total for t in sample) for sample in group.samples] for group in groups]
+    of_answers = iter(_advantages(rewards, config))
+    of_queries = iter(_advantages(means, config))
+    turns = []
+    for group in groups:
+        name = f"question {group.question.id}, trajectory {{}}, {{}} turn"
+        for sample in group.samples:
+            turns.append((name.format(sample[0].index, "query"), sample[0].query_turn, next(of_queries)))
+            turns += [(name.format(t.index, "answer"), t.answer_turn, next(of_answers)) for t in sample]
+    counted = [
+        (name, turn, advantage)
+        for name, turn, advantage in turns
+        if len(turn.response_ids) and not (turn.truncated and config.truncated_replies == "mask")
     ]
-    return PolicyBatch(
-        tuple(turn for turn in turns if turn.advantage != 0.0), sum(len(turn.turn.response_ids) for turn in turns)
+    weights = token_weights([len(turn.response_ids) for _, turn, _ in counted], config.aggregation) if counted else []
+    return tuple(
+        PolicySample(name, turn, advantage, weight)
+        for (name, turn, advantage), weight in zip(counted, weights, strict=True)
+        if advantage != 0.0 or config.kl_coef > 0
     )
 
 
+def _advantages(rewards: Sequence[Sequence[float]], config: PolicyConfig) -> list[float]:
+    flat = torch.tensor([reward for group in rewards for reward in group], dtype=torch.float64)
+    return group_advantages(flat, [len(group) for group in rewards], config.advantage).tolist()
+
+
 def sampler_batch(groups: Sequence[Group], config: SamplerConfig) -> tuple[SamplerSample, ...]:
-    """Every draw of the step with its advantage; nothing for a selection in which nothing was drawn (T <= K).
+    """The draws with a gradient, each with its advantage; none for a selection in which nothing was drawn (T <= K).
 
     `objective="difficulty"` (stage 1) reads the questions' pass rates, which must be below 1.
     """
     trajectories = [(group.question, trajectory) for group in groups for trajectory in group.trajectories]
+    advantages: list[float | None]
     if config.objective == "difficulty":
         advantages = [
             difficulty_advantage(trajectory.letter == question.answer, question.pass_rate, config)
             for question, trajectory in trajectories
         ]
     else:
+        sizes = [len(group.trajectories) for group in groups]
+        draws = [len(sample) for group in groups for sample in group.samples]
         rewards = [trajectory.reward for _, trajectory in trajectories]
-        advantages = sampler_advantages(rewards, [len(group.trajectories) for group in groups], config).tolist()
-    return tuple(
-        SamplerSample(trajectory.selection, advantage)
+        advantages = sampler_advantages(rewards, sizes, draws, config).tolist()
+    draws_made = [
+        (trajectory.selection, advantage)
         for (_, trajectory), advantage in zip(trajectories, advantages, strict=True)
         if advantage is not None and trajectory.selection.draw
+    ]
+    return tuple(
+        SamplerSample(selection, advantage, 1 / len(draws_made))
+        for selection, advantage in draws_made
+        if advantage != 0.0 or config.entropy_bonus > 0
     )
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the step's trajectories: rewards by part, replies that could not be parsed, lengths, lost signal."""
+    """Means over the step: rewards by part, replies that could not be parsed or were cut, lengths, groups, lost signal."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-
-    def mean(values: Sequence[float]) -> float:
-        return sum(values) / len(values)
-
+    first_of_samples = [sample[0] for group in groups for sample in group.samples]
+    queries = [t.query_turn for t in first_of_samples]
+    answers = [t.answer_turn for t in trajectories]
     return {
-        "reward/total": mean([t.reward.total for t in trajectories]),
-        "reward/accuracy": mean([t.reward.accuracy for t in trajectories]),
-        "reward/format": mean([t.reward.format for t in trajectories]),
-        "reward/info": mean([t.reward.info for t in trajectories]),
-        "rollout/right_answers": mean(
-            [t.letter == group.question.answer for group in groups for t in group.trajectories]
-        ),
-        "rollout/answers_unparsed": mean([t.letter is None for t in trajectories]),
-        "rollout/queries": mean([len(t.queries) for t in trajectories]),
-        "rollout/truncated": mean([t.query_turn.truncated or t.answer_turn.truncated for t in trajectories]),
-        "rollout/query_tokens": mean([len(t.query_turn.response_ids) for t in trajectories]),
-        "rollout/answer_tokens": mean([len(t.answer_turn.response_ids) for t in trajectories]),
-        "rollout/groups_without_signal": mean(
-            [len({t.reward.total for t in group.trajectories}) == 1 for group in groups]
-        ),
-        "sampler/entropy": mean([t.selection.entropy for t in trajectories]),
+        "reward/total": _mean(t.reward.total for t in trajectories),
+        "reward/accuracy": _mean(t.reward.accuracy for t in trajectories),
+        "reward/format": _mean(t.reward.format for t in trajectories),
+        "reward/info": _mean(t.reward.info for t in trajectories),
+        "rollout/right_answers": _mean(t.letter == g.question.answer for g in groups for t in g.trajectories),
+        "rollout/queries": _mean(0 if t.fallback else len(t.queries) for t in first_of_samples),
+        "rollout/queries_unparsed": _mean(t.fallback for t in first_of_samples),
+        "rollout/answers_unparsed": _mean(t.letter is None for t in trajectories),
+        "rollout/queries_truncated": _mean(turn.truncated for turn in queries),
+        "rollout/answers_truncated": _mean(turn.truncated for turn in answers),
+        "rollout/query_tokens": _mean(len(turn.response_ids) for turn in queries),
+        "rollout/answer_tokens": _mean(len(turn.response_ids) for turn in answers),
+        "rollout/groups": float(len(groups)),
+        "rollout/group_size": _mean(len(group.trajectories) for group in groups),
+        "rollout/groups_without_signal": _mean(not group.has_signal for group in groups),
+        "sampler/entropy": _mean(t.selection.entropy for t in trajectories),
     }
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Exactly rounded, so that the order of equal parts makes no difference."""
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)

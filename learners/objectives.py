@@ -1,13 +1,15 @@
-"""Advantages and per-token losses of both learners: pure functions on tensors.
+"""Advantages and per-token losses of both learners: pure functions on tensors; `docs/objectives.md` derives them.
 
-Invariants: a group is a run of consecutive trajectories, given by `sizes`; losses are per token and unmasked, since
-only the caller knows the global token count that a mean divides by.
+Invariants: a group is a run of consecutive trajectories, given by `sizes`; a sequence is a run of consecutive tokens, given
+by `lengths`; losses are per token, and `token_weights`, from global counts, are all that turns them into a step's loss, so
+that no split of a batch changes it.
 
-Shape letters: `N` trajectories of all groups, `L` tokens.
+Shape letters: `N` trajectories of all groups, `L` tokens of all sequences.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -23,12 +25,16 @@ STD_EPSILON = 1e-6
 LOG_RATIO_LIMIT = 20.0
 """Nats. Log-ratios are clamped to this size before exp; beyond it their gradient is 0 (as verl does)."""
 
+Advantage = Literal["grpo", "dr_grpo", "rloo"]
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"]
 
-def group_advantages(rewards_N: Tensor, sizes: Sequence[int], kind: Literal["grpo"] = "grpo") -> Tensor:
+
+def group_advantages(rewards_N: Tensor, sizes: Sequence[int], kind: Advantage = "grpo") -> Tensor:
     """Advantage of each trajectory within its group, [N] in the dtype of `rewards_N`.
 
-    `grpo` (arXiv 2402.03300): (reward - mean) / (unbiased std + 1e-6); exactly 0 in a group of one or of equal
-    rewards. ValueError when `sizes` does not sum to N or `kind` is unknown.
+    `grpo` (arXiv 2402.03300): (reward - mean) / (unbiased std + 1e-6). `dr_grpo` (arXiv 2503.20783): reward - mean.
+    `rloo` (arXiv 2402.14740): reward - mean of the others. Exactly 0 in a group of one or of equal rewards.
+    ValueError when `sizes` does not sum to N or `kind` is unknown.
     """
     if kind not in _ADVANTAGES:
         raise ValueError(f"kind = {kind!r}: one of {', '.join(_ADVANTAGES)}")
@@ -41,18 +47,63 @@ def leave_one_out_baseline(rewards_N: Tensor, sizes: Sequence[int]) -> Tensor:
     return _per_group(lambda r_G: (r_G.sum() - r_G) / max(len(r_G) - 1, 1), rewards_N, sizes)
 
 
-def clipped_policy_loss(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate (arXiv 1707.06347) per token: the loss [..., L], and where the clipped branch won, bool.
+def token_weights(lengths: Sequence[int], aggregation: Aggregation) -> list[float]:
+    """What each token's loss of each sequence is multiplied by, so that the sum over all tokens is the step's loss.
 
-    `max(-A * ratio, -A * clip(ratio, 1 - clip_low, 1 + clip_high))` with `ratio = exp(log_prob - old_log_prob)`.
-    `log_prob` and `old_log_prob` are [..., L]; `advantage` broadcasts against them, [..., 1] for one per sequence.
+    `lengths` are those of every sequence of the step, positive. `token-mean` is the mean over all tokens;
+    `seq-mean-token-mean` and `seq-mean-token-sum` are means over sequences of their tokens' mean or sum.
     """
-    ratio = (log_prob - old_log_prob).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    if aggregation == "token-mean":
+        return [1 / sum(lengths)] * len(lengths)
+    if aggregation == "seq-mean-token-mean":
+        return [1 / (len(lengths) * length) for length in lengths]
+    return [1 / len(lengths)] * len(lengths)
+
+
+def sequence_log_ratio(log_ratio_L: Tensor, lengths: Sequence[int]) -> Tensor:
+    """GSPO's log-ratio [L] (arXiv 2507.18071): the value is the mean of the token's sequence, the gradient the token's own."""
+    lengths_tensor = torch.tensor(lengths, device=log_ratio_L.device)
+    mean_L = _sequence_sums(log_ratio_L.detach(), lengths) / lengths_tensor.repeat_interleave(lengths_tensor)
+    return log_ratio_L - log_ratio_L.detach() + mean_L
+
+
+def clipped_policy_loss(
+    log_ratio: Tensor, advantage: Tensor, clip_low: float, clip_high: float, dual_clip: float = math.inf
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate (arXiv 1707.06347) per token: the loss [..., L], and where a clipped branch won, bool.
+
+    `max(-A * ratio, -A * clip(ratio, 1 - clip_low, 1 + clip_high))` with `ratio = exp(log_ratio)`, and at most
+    `-A * dual_clip` where A is negative (arXiv 1912.09729). `advantage` broadcasts against `log_ratio` [..., L].
+    """
+    ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     unclipped = -advantage * ratio
-    clipped = -advantage * ratio.clamp(1 - clip_low, 1 + clip_high)
-    return torch.maximum(unclipped, clipped), clipped > unclipped
+    loss = torch.maximum(unclipped, -advantage * ratio.clamp(1 - clip_low, 1 + clip_high))
+    if math.isfinite(dual_clip):
+        loss = torch.where(advantage < 0, torch.minimum(loss, -advantage * dual_clip), loss)
+    return loss, loss != unclipped
+
+
+def importance_weights(
+    log_ratio_L: Tensor,
+    lengths: Sequence[int],
+    level: Literal["token", "sequence", "none"],
+    cap: float,
+    beyond: Literal["truncate", "mask"],
+) -> tuple[Tensor, Tensor]:
+    """Truncated importance weights [L] of tokens sampled by the engine for a learner's loss, detached, and which were above
+    `cap`, bool [L].
+
+    `log_ratio_L` is learner minus engine; `sequence` takes the product over the sequence. `truncate` makes a weight above the
+    cap the cap, `mask` makes it 0; `none` gives ones.
+    """
+    if level == "none":
+        return torch.ones_like(log_ratio_L), torch.zeros_like(log_ratio_L, dtype=torch.bool)
+    log_ratio_L = log_ratio_L.detach()
+    if level == "sequence":
+        log_ratio_L = _sequence_sums(log_ratio_L, lengths)
+    weight_L = log_ratio_L.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    above_L = weight_L > cap
+    return weight_L.masked_fill(above_L, cap if beyond == "truncate" else 0.0), above_L
 
 
 def kl_estimate(log_prob: Tensor, ref_log_prob: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
@@ -89,20 +140,36 @@ def difficulty_advantage(correct: bool, pass_rate: float | None, config: Sampler
     return max(-config.max_advantage, min(config.max_advantage, advantage))
 
 
-def sampler_advantages(rewards: Sequence[Reward], sizes: Sequence[int], config: SamplerConfig) -> Tensor:
-    """The sampler's advantages in stage 2, [N] float32: `config.reward`, less the leave-one-out mean of the group when
-    `config.baseline`. ValueError when `sizes` does not sum to N."""
+def sampler_advantages(
+    rewards: Sequence[Reward], sizes: Sequence[int], draws: Sequence[int], config: SamplerConfig
+) -> Tensor:
+    """The sampler's advantages in stage 2, [N] float32: `config.reward`, less its baseline when `config.baseline`.
+
+    The baseline is the mean of the other draws of the same queries, whose numbers are `draws`; where there is no other, that
+    of the rest of the group, whose numbers are `sizes`. ValueError when either does not sum to N.
+    """
     rewards_N = torch.tensor([r.total if config.reward == "total" else r.accuracy for r in rewards])
-    return rewards_N - leave_one_out_baseline(rewards_N, sizes) if config.baseline else rewards_N
+    if not config.baseline:
+        return rewards_N
+    alone_N = torch.tensor([size == 1 for size in draws for _ in range(size)], dtype=torch.bool)
+    by_queries_N, by_group_N = leave_one_out_baseline(rewards_N, draws), leave_one_out_baseline(rewards_N, sizes)
+    return rewards_N - torch.where(alone_N, by_group_N, by_queries_N)
+
+
+def _dr_grpo(r_G: Tensor) -> Tensor:
+    # The mean of equal numbers need not be that number to the last bit.
+    return torch.zeros_like(r_G) if r_G.min() == r_G.max() else r_G - r_G.mean()
 
 
 def _grpo(r_G: Tensor) -> Tensor:
-    if r_G.min() == r_G.max():
-        return torch.zeros_like(r_G)
-    return (r_G - r_G.mean()) / (r_G.std(correction=1) + STD_EPSILON)
+    return _dr_grpo(r_G) / (r_G.std(correction=1) + STD_EPSILON) if len(r_G) > 1 else torch.zeros_like(r_G)
 
 
-_ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {"grpo": _grpo}
+def _rloo(r_G: Tensor) -> Tensor:
+    return _dr_grpo(r_G) * (len(r_G) / max(len(r_G) - 1, 1))
+
+
+_ADVANTAGES: dict[str, Callable[[Tensor], Tensor]] = {"grpo": _grpo, "dr_grpo": _dr_grpo, "rloo": _rloo}
 
 
 def _per_group(function: Callable[[Tensor], Tensor], rewards_N: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -111,3 +178,10 @@ def _per_group(function: Callable[[Tensor], Tensor], rewards_N: Tensor, sizes: S
         raise ValueError(f"sizes {list(sizes)} must be positive and sum to the {len(rewards_N)} rewards")
     groups = [function(r_G) for r_G in rewards_N.double().split(list(sizes))]
     return torch.cat(groups).to(rewards_N.dtype) if groups else rewards_N.clone()
+
+
+def _sequence_sums(values_L: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Each token's sequence's sum, [L]."""
+    lengths_tensor = torch.tensor(lengths, device=values_L.device)
+    owner_L = torch.arange(len(lengths), device=values_L.device).repeat_interleave(lengths_tensor)
+    return values_L.new_zeros(len(lengths)).index_add(0, owner_L, values_L)[owner_L]

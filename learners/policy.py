@@ -2,16 +2,18 @@
 
 Invariants: it trains on the token ids the engine sampled, never on re-tokenised text; pixels come from the frame cache
 through the same processor call as the engine's and take the places the engine gave them in the prompt (a visual token that
-the model itself wrote is a word like any other); positions are passed explicitly (`learners/positions.py`); logits are
-computed only where a response token is predicted, a chunk at a time, never [B, L, V]. In one round all ranks run the same
-modules equally often (vision tower, logit chunks), whatever their samples hold: under ZeRO-3 they would hang otherwise.
+the model itself wrote is a word like any other); positions are passed explicitly (`learners/positions.py`); turns are packed
+without padding (`learners/packing.py`); logits are computed only where a response token is predicted, a chunk at a time. In
+one round all ranks run the same modules equally often (vision tower, logit chunks), whatever their samples hold: under
+ZeRO-3 they would hang otherwise.
 
-Shape letters: `B` turns of a micro-batch, `L` tokens, `N` response tokens of the micro-batch, `V` vocabulary.
+Shape letters: `L` tokens of the row, `N` response tokens of the micro-batch, `V` vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +24,11 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from learners.config import PolicyConfig
-from learners.credit import PolicyBatch, PolicySample
-from learners.objectives import clipped_policy_loss
+from learners.credit import PolicySample
+from learners.objectives import clipped_policy_loss, importance_weights, kl_estimate, sequence_log_ratio
+from learners.packing import ATTENTION, Family, Span, packed_attention, plan_families, spans
 from learners.positions import mrope_positions, seconds_per_grid
-from learners.rank import LearnerRank, plan_micro_batches
+from learners.rank import LearnerRank, Published, plan_micro_batches
 from services.config import DataConfig, FramesConfig
 from services.errors import TrainingError
 from services.frames import FrameCache, read_visual
@@ -36,26 +39,59 @@ LOGIT_CHUNK = 256
 """Response tokens whose logits exist at once."""
 
 
+LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+"""The linear layers that `lora_rank` adapts."""
+
+
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass, padded on the right."""
+    """One forward pass: families of turns in one row."""
 
-    inputs: dict[str, torch.Tensor]
-    """`input_ids`, `attention_mask`, `is_visual` [B, L], `position_ids` [3, B, L], and when the vision tower is to run
-    `patches` [n, C] and `grids` [videos, 3]."""
+    inputs: dict[str, Any]
+    """`input_ids`, `is_visual` [L], `position_ids` [3, L], `spans`, and when the vision tower is to run `patches` [n, C] and
+    `grids` [videos, 3]."""
     predicts: torch.Tensor
-    """[N, 2] (row, column) of the hidden state that predicts each response token."""
+    """[N] place of the hidden state that predicts each response token."""
     targets: torch.Tensor
     """[N] response tokens."""
-    old_log_probs: torch.Tensor
-    """[N] the engine's."""
+    lengths: tuple[int, ...]
+    """Response tokens of each turn; they sum to N."""
+    engine_log_probs: torch.Tensor
+    """[N]"""
     advantages: torch.Tensor
     """[N]"""
+    weights: torch.Tensor
+    """[N] of each token's loss in the step's."""
 
 
-def count_chunks(samples: Sequence[PolicySample]) -> int:
-    """Parts in which the logits of these samples' response tokens are computed."""
-    return -(-sum(len(sample.turn.response_ids) for sample in samples) // LOGIT_CHUNK)
+def count_chunks(families: Sequence[Family]) -> int:
+    """Parts in which the logits of these families' response tokens are computed."""
+    return -(-sum(sum(family.responses) for family in families) // LOGIT_CHUNK)
+
+
+def load_mllm(model: str, dtype: str, config: PolicyConfig) -> Any:
+    """The MLLM of a folder or hub name, packed attention in its language model, frozen and adapted as `config` says."""
+    from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
+
+    AttentionInterface.register(ATTENTION, packed_attention)
+    mllm = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model, dtype=getattr(torch, dtype), attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"}
+    )
+    return prepare_mllm(mllm, config)
+
+
+def prepare_mllm(mllm: Any, config: PolicyConfig) -> Any:
+    """Freeze, adapt and checkpoint what `config` says."""
+    if config.lora_rank:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_TARGETS)
+        mllm = inject_adapter_in_model(lora, mllm)
+    if config.freeze_vision:
+        mllm.model.visual.requires_grad_(False)
+    if config.gradient_checkpointing:
+        mllm.gradient_checkpointing_enable({"use_reentrant": False})
+    return mllm.train()
 
 
 class PolicyNetwork(torch.nn.Module):
@@ -66,10 +102,10 @@ class PolicyNetwork(torch.nn.Module):
         self.mllm, self.temperature = mllm, temperature
 
     def forward(
-        self, inputs: dict[str, torch.Tensor], predicts: torch.Tensor, targets: torch.Tensor, num_chunks: int
+        self, inputs: dict[str, Any], predicts: torch.Tensor, targets: torch.Tensor, num_chunks: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs [N] and entropies [N] (detached), float32, of `targets`, their logits computed in `num_chunks` parts."""
-        hidden = self._hidden(**inputs)[predicts[:, 0], predicts[:, 1]]
+        hidden = self._hidden(**inputs)[predicts]
         log_probs, entropies = [], []
         for chunk, chosen in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
             chunk_log_probs, chunk_entropies = checkpoint(self._chunk, chunk, chosen, use_reentrant=False)
@@ -80,22 +116,28 @@ class PolicyNetwork(torch.nn.Module):
     def _hidden(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
         is_visual: torch.Tensor,
+        spans: Sequence[Span],
         patches: torch.Tensor | None = None,
         grids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Last hidden states [B, L, D]."""
+        """Last hidden states [L, D]."""
         body = self.mllm.model
         embeds = body.get_input_embeddings()(input_ids)
         if patches is not None:
-            features = torch.cat(body.get_video_features(patches, grids, return_dict=True).pooler_output)
+            learns = torch.is_grad_enabled() and any(p.requires_grad for p in body.visual.parameters())
+            with torch.set_grad_enabled(learns):
+                features = torch.cat(body.get_video_features(patches, grids, return_dict=True).pooler_output)
             # The sum ties the tower into the graph even where none of its features is used.
-            embeds = embeds.masked_scatter(is_visual[..., None], features.to(embeds.dtype)) + 0.0 * features.sum()
+            embeds = embeds.masked_scatter(is_visual[:, None], features.to(embeds.dtype)) + 0.0 * features.sum()
         return body.language_model(
-            inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
+            inputs_embeds=embeds[None],
+            attention_mask={"full_attention": None},
+            position_ids=position_ids[:, None],
+            use_cache=False,
+            spans=spans,
+        ).last_hidden_state[0]
 
     def _chunk(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         log_probs_NV = torch.log_softmax(self.mllm.lm_head(hidden).float() / self.temperature, dim=-1)
@@ -118,126 +160,222 @@ class PolicyLearner(LearnerRank):
         self._processor = load_video_processor(model)
 
     def build(self) -> torch.nn.Module:
-        from transformers import Qwen2_5_VLForConditionalGeneration
+        return PolicyNetwork(load_mllm(self._model, self.config.dtype, self.config), self._temperature)
 
-        mllm = Qwen2_5_VLForConditionalGeneration.from_pretrained(self._model, dtype=getattr(torch, self.config.dtype))
-        if self.config.gradient_checkpointing:
-            mllm.gradient_checkpointing_enable({"use_reentrant": False})
-        mllm.train()
-        return PolicyNetwork(mllm, self._temperature)
+    def connect(self, address: str, port: int) -> None:
+        super().connect(address, port)
+        self._reference: Any = None
+        if self.config.kl_coef > 0 and not self.config.lora_rank:
+            frozen = PolicyConfig(gradient_checkpointing=False)
+            network = PolicyNetwork(load_mllm(self._model, self.config.dtype, frozen), self._temperature)
+            self._reference = self.shard(network.requires_grad_(False))
 
-    def publishable(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return list(self.engine.module.mllm.named_parameters())
+    def part_of(self, name: str) -> str:
+        return next((part for part in ("visual", "lm_head", "embed_tokens") if part in name), "language_model")
+
+    def publishable(self) -> list[Published]:
+        mllm = self.engine.module.mllm
+        parameters = dict(mllm.named_parameters())
+        if not self.config.lora_rank:
+            return [Published(name, parameter) for name, parameter in parameters.items()]
+        scale = self.config.lora_alpha / self.config.lora_rank
+
+        def published(name: str, base: torch.nn.Parameter) -> Published:
+            layer, adapted, rest = name.partition(".base_layer")
+            if not adapted or rest != ".weight":
+                return Published(layer + rest, base)
+            adapter = (parameters[f"{layer}.lora_A.default.weight"], parameters[f"{layer}.lora_B.default.weight"])
+            return Published(layer + rest, base, adapter, scale)
+
+        return [published(name, base) for name, base in parameters.items() if ".lora_" not in name]
 
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        from transformers import AutoProcessor
+        from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-        self.engine.module.mllm.save_pretrained(folder, state_dict=state)
+        with torch.device("meta"):
+            plain = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(self._model))
+        plain.save_pretrained(folder, state_dict=state)
         AutoProcessor.from_pretrained(self._model).save_pretrained(folder)
 
-    def update(self, batch: PolicyBatch, step: int) -> dict[str, float]:
-        """One optimizer step on the whole batch. Returns `policy/…` metrics; the means are over the tokens computed."""
-        samples = batch.samples
-        lengths = [len(s.turn.prompt_ids) + len(s.turn.response_ids) for s in samples]
-        plan = plan_micro_batches(lengths, self.config.micro_batch_tokens, self.config.world_size)
-        computed = sum(len(s.turn.response_ids) for s in samples)
-        sums = torch.zeros(3, device=self.engine.device)
+    def update(self, samples: Sequence[PolicySample], step: int) -> dict[str, float]:
+        """One optimizer step on the whole batch. Returns `policy/…` metrics; the means are over the tokens computed.
+
+        Raises TrainingError when engine and learner disagree beyond `mismatch_limit` and `mismatch_action` is `stop`.
+        """
+        families = plan_families(samples, self.config.micro_batch_tokens, self.config.share_prompts)
+        lengths = [family.tokens for family in families]
+        plan = plan_micro_batches(lengths, self.config.micro_batch_tokens, self.config.world_size, padded=False)
+        tallies: list[torch.Tensor] = []
 
         def loss_of(in_round: tuple[list[int], ...]) -> torch.Tensor:
-            # An idle rank computes a sample with weight 0: under ZeRO-3 every rank must run every layer.
-            shares = [[samples[index] for index in indices or [0]] for indices in in_round]
-            with_vision = any(sample.turn.visual for share in shares for sample in share)
-            part = self.collate(shares[self.rank], with_vision)
-            num_chunks = max(map(count_chunks, shares))
-            log_probs, entropies = self.engine(part.inputs, part.predicts, part.targets, num_chunks)
-            loss, clipped = clipped_policy_loss(
-                log_probs, part.old_log_probs, part.advantages, self.config.clip_low, self.config.clip_high
-            )
+            # An idle rank computes a family with weight 0: under ZeRO-3 every rank must run every layer.
+            shares = [[families[index] for index in indices or [0]] for indices in in_round]
+            with_vision = any(samples[family.members[0]].turn.visual for share in shares for family in share)
+            part = self.collate(samples, shares[self.rank], with_vision)
+            loss, tally = self._loss(part, max(map(count_chunks, shares)))
             weight = 1.0 if in_round[self.rank] else 0.0
-            log_ratio = log_probs.detach() - part.old_log_probs
-            kl = log_ratio.exp() - 1 - log_ratio
-            sums.add_(weight * torch.stack([kl.sum(), entropies.sum(), clipped.float().sum()]))
-            return weight * loss.sum() / batch.num_tokens
+            tallies.append(weight * tally)
+            return weight * loss
 
-        result = self.optimize([partial(loss_of, in_round) for in_round in zip(*plan, strict=True)], step)
+        loss = self.accumulate([partial(loss_of, in_round) for in_round in zip(*plan, strict=True)], step)
+        metrics = self._metrics(torch.stack(tallies), sum(len(sample.turn.response_ids) for sample in samples))
+        if metrics["policy/mismatch_kl"] > self.config.mismatch_limit and self.config.mismatch_action == "stop":
+            raise TrainingError(
+                f"step {step}: {mismatch_alarm(metrics, self.config)}; the weights were left as they were"
+            )
+        computed = {"policy/computed_tokens": float(sum(lengths))}
+        return {"policy/loss": loss} | metrics | computed | self.take_step(step)
+
+    def _loss(self, part: MicroBatch, num_chunks: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The micro-batch's share of the step's loss, and what `_metrics` makes its numbers from: sums over tokens, and
+        last the largest ratio of learner to engine."""
+        config, forward = self.config, (part.inputs, part.predicts, part.targets, num_chunks)
+        reference = self._reference_log_probs(forward) if config.kl_coef > 0 else None
+        log_probs, entropies = self.engine(*forward)
+        mismatch = log_probs.detach() - part.engine_log_probs
+        if config.old_log_probs == "engine":
+            old, level = part.engine_log_probs, "none"
+        else:  # one optimizer step a batch: the learner's log-probs at its start are these
+            old, level = log_probs.detach(), config.importance
+        trust, above = importance_weights(
+            mismatch, part.lengths, level, config.importance_cap, config.importance_beyond
+        )
+        log_ratio = log_probs - old
+        if config.loss == "gspo":
+            log_ratio = sequence_log_ratio(log_ratio, part.lengths)
+        loss, clipped = clipped_policy_loss(
+            log_ratio, part.advantages, config.clip_low, config.clip_high,
+            config.dual_clip if config.loss == "clipped" else torch.inf,
+        )  # fmt: skip
+        loss = trust * loss
+        kl = torch.zeros_like(loss) if reference is None else kl_estimate(log_probs, reference, config.kl)
+        engine_kl = kl_estimate(part.engine_log_probs, log_probs.detach(), "k3")
+        sums = torch.stack([engine_kl, entropies, clipped.float(), above.float(), kl.detach()]).sum(1)
+        return (part.weights * (loss + config.kl_coef * kl)).sum(), torch.cat([sums, mismatch.max()[None]])
+
+    def _metrics(self, tallies: torch.Tensor, num_tokens: int) -> dict[str, float]:
+        sums, largest = tallies[:, :-1].sum(0), tallies[:, -1].max()
         torch.distributed.all_reduce(sums)
-        kl, entropy, clipped = (sums / computed).tolist()
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+        mismatch_kl, entropy, clipped, truncated, kl = (sums / num_tokens).tolist()
         return {
-            "policy/loss": result["loss"],
-            "policy/grad_norm": result["grad_norm"],
-            "policy/mismatch_kl": kl,
+            "policy/mismatch_kl": mismatch_kl,
+            "policy/mismatch_max_ratio": float(largest.exp()),
             "policy/entropy": entropy,
             "policy/clip_share": clipped,
-            "policy/tokens": float(computed),
+            "policy/tokens": float(num_tokens),
+            **({"policy/truncated_share": truncated} if self.config.old_log_probs == "learner" else {}),
+            **({"policy/kl": kl} if self.config.kl_coef > 0 else {}),
         }
+
+    @torch.no_grad()
+    def _reference_log_probs(self, forward: tuple[Any, ...]) -> torch.Tensor:
+        """Of the model as it was loaded."""
+        if self._reference is not None:
+            return self._reference(*forward)[0]
+        with self._without_adapters():
+            return self.engine(*forward)[0]
+
+    @contextlib.contextmanager
+    def _without_adapters(self) -> Iterator[None]:
+        from peft.tuners.lora import LoraLayer
+
+        layers = [module for module in self.engine.module.modules() if isinstance(module, LoraLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+        for layer in layers:
+            layer.enable_adapters(True)
 
     @torch.no_grad()
     def log_probs(self, samples: Sequence[PolicySample]) -> list[np.ndarray]:
         """The learner's own log-probs [R] of each sample's response tokens."""
         results = []
         for sample in samples:
-            part = self.collate([sample], with_vision=sample.turn.visual is not None)
-            log_probs, _ = self.engine(part.inputs, part.predicts, part.targets, count_chunks([sample]))
+            families = plan_families([sample], 1, share=False)
+            part = self.collate([sample], families, with_vision=sample.turn.visual is not None)
+            log_probs, _ = self.engine(part.inputs, part.predicts, part.targets, count_chunks(families))
             results.append(log_probs.cpu().numpy())
         return results
 
-    def collate(self, samples: Sequence[PolicySample], with_vision: bool) -> MicroBatch:
-        """One micro-batch of `samples`; `with_vision` runs the vision tower even if none of them has frames.
+    def collate(self, samples: Sequence[PolicySample], families: Sequence[Family], with_vision: bool) -> MicroBatch:
+        """One row of `families`; `with_vision` runs the vision tower even if none of them has frames.
 
         Raises TrainingError naming a sample whose visual tokens do not fit its frames.
         """
-        rows = [np.concatenate([s.turn.prompt_ids, s.turn.response_ids]) for s in samples]
-        length = max(map(len, rows))
-        input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-        attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
-        position_ids = torch.zeros(3, len(rows), length, dtype=torch.long)
-        is_visual = torch.zeros(len(rows), length, dtype=torch.bool)
-        pixels, grids, predicts = [], [], []
-        for row, (sample, ids) in enumerate(zip(samples, rows, strict=True)):
-            visual, positions, visual_pixels, visual_grid = self._visual(sample, ids)
-            input_ids[row, : len(ids)] = torch.from_numpy(ids)
-            attention_mask[row, : len(ids)] = 1
-            position_ids[:, row, : len(ids)] = torch.from_numpy(positions)
-            is_visual[row, : len(ids)] = torch.from_numpy(visual)
-            pixels += visual_pixels
-            grids += visual_grid
-            first = len(sample.turn.prompt_ids) - 1
-            predicts += [(row, column) for column in range(first, len(ids) - 1)]
+        ids, positions, is_visual, pixels, grids, predicts = [], [], [], [], [], []
+        start = 0
+        for family in families:
+            members = [samples[index] for index in family.members]
+            longest = max(members, key=lambda sample: len(sample.turn.response_ids))
+            visual, its_positions, its_pixels, its_grids = self._visual(longest)
+            prompt, after = slice(0, family.prompt), start + family.prompt
+            ids += [members[0].turn.prompt_ids, *[sample.turn.response_ids for sample in members]]
+            positions.append(its_positions[:, prompt])
+            is_visual += [visual, np.zeros(sum(family.responses), bool)]
+            for length in family.responses:
+                positions.append(its_positions[:, family.prompt : family.prompt + length])
+                predicts += [start + family.prompt - 1, *range(after, after + length - 1)]
+                after += length
+            pixels += its_pixels
+            grids += its_grids
+            start = after
+        device = self.engine.device
+        chosen = [samples[index] for family in families for index in family.members]
+        lengths = [len(sample.turn.response_ids) for sample in chosen]
         inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "is_visual": is_visual,
+            "input_ids": torch.from_numpy(np.concatenate(ids)).long().to(device),
+            "position_ids": torch.from_numpy(np.concatenate(positions, axis=1)).to(device),
+            "is_visual": torch.from_numpy(np.concatenate(is_visual)).to(device),
+            "spans": spans(families, device),
         }
         if with_vision and not pixels:
             blank, grid = patches(self._processor, np.zeros((2, 28, 28, 3), np.uint8))
             pixels, grids = [blank], [grid]
         if pixels:
-            inputs |= {"patches": torch.cat(pixels), "grids": torch.tensor(grids)}
-        device = self.engine.device
+            inputs |= {"patches": torch.cat(pixels).to(device), "grids": torch.tensor(grids, device=device)}
+
+        def per_token(values: Sequence[float]) -> torch.Tensor:
+            return torch.tensor(values).repeat_interleave(torch.tensor(lengths)).to(device)
+
         return MicroBatch(
-            inputs={name: tensor.to(device) for name, tensor in inputs.items()},
+            inputs=inputs,
             predicts=torch.tensor(predicts, device=device),
-            targets=torch.cat([torch.from_numpy(s.turn.response_ids).long() for s in samples]).to(device),
-            old_log_probs=torch.cat([torch.from_numpy(s.turn.log_probs) for s in samples]).to(device),
-            advantages=torch.cat([torch.full((len(s.turn.response_ids),), s.advantage) for s in samples]).to(device),
+            targets=torch.from_numpy(np.concatenate([s.turn.response_ids for s in chosen])).long().to(device),
+            lengths=tuple(lengths),
+            engine_log_probs=torch.from_numpy(np.concatenate([s.turn.log_probs for s in chosen])).to(device),
+            advantages=per_token([sample.advantage for sample in chosen]),
+            weights=per_token([sample.weight for sample in chosen]),
         )
 
     def _visual(
-        self, sample: PolicySample, ids: np.ndarray
+        self, sample: PolicySample
     ) -> tuple[np.ndarray, np.ndarray, list[torch.Tensor], list[tuple[int, int, int]]]:
-        """Of one sequence: where its frames stand [L], positions [3, L], patches and grids (none without frames)."""
-        config = self.engine.module.mllm.config
-        visual = sample.turn.visual
+        """Of one turn: where its frames stand in the prompt [P], positions [3, P + R], patches and grids (none without
+        frames)."""
+        config, turn = self.engine.module.mllm.config, sample.turn
         pixels, grids, merged, steps = [], [], [], []
-        if visual is not None:
-            patch_rows, (t, h, w) = patches(self._processor, read_visual(self._frames, visual))
-            merge = config.vision_config.spatial_merge_size
-            seconds = seconds_per_grid(len(visual.frames), visual.num_frames, config.vision_config.temporal_patch_size)
+        if turn.visual is not None:
+            patch_rows, (t, h, w) = patches(self._processor, read_visual(self._frames, turn.visual))
+            merge, temporal = config.vision_config.spatial_merge_size, config.vision_config.temporal_patch_size
+            seconds = seconds_per_grid(len(turn.visual.frames), turn.visual.num_frames, temporal)
             pixels, grids = [patch_rows], [(t, h, w)]
             merged, steps = [(t, h // merge, w // merge)], [seconds * config.vision_config.tokens_per_second]
-        is_visual = (ids == config.video_token_id) & (np.arange(len(ids)) < len(sample.turn.prompt_ids))
+        is_visual = turn.prompt_ids == config.video_token_id
+        after = np.zeros(len(turn.response_ids), bool)
         try:
-            return is_visual, mrope_positions(is_visual, merged, steps), pixels, grids
+            return is_visual, mrope_positions(np.concatenate([is_visual, after]), merged, steps), pixels, grids
         except ValueError as error:
             raise TrainingError(f"{sample.name}: {error}") from None
+
+
+def mismatch_alarm(metrics: Mapping[str, float], config: PolicyConfig) -> str | None:
+    """What to say when engine and learner disagree beyond the limit; None when they do not."""
+    found = metrics.get("policy/mismatch_kl", 0.0)
+    if found <= config.mismatch_limit:
+        return None
+    return (
+        f"policy/mismatch_kl is {found:.3g} nats a token, above policy.mismatch_limit = {config.mismatch_limit:g}: engine "
+        "and learner disagree on the tokens' log-probs (largest ratio "
+        f"{metrics['policy/mismatch_max_ratio']:.3g}); policy.old_log_probs=learner corrects for it"
+    )

@@ -14,6 +14,8 @@ import socket
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +29,24 @@ from services.errors import TrainingError
 from services.weights import plan_buckets, write_bucket
 
 
-def plan_micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> list[list[list[int]]]:
-    """Sample indices by rank and micro-batch: sorted by length, at most `budget` padded tokens each (or one sample).
+def plan_micro_batches(
+    lengths: Sequence[int], budget: int, world_size: int, padded: bool = True
+) -> list[list[list[int]]]:
+    """Item indices by rank and micro-batch: sorted by length, at most `budget` tokens each (or one item).
 
-    Every rank gets the same number of micro-batches; where they do not divide evenly the surplus ones are empty.
+    `padded`: every item of a micro-batch takes the room of its longest. Every rank gets the same number of micro-batches;
+    where they do not divide evenly the surplus ones are empty.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
+    room = 0
     for index in order:
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
+        needed = lengths[batches[-1][0]] if padded and batches else lengths[index]
+        if needed > room:
             batches.append([])
+            needed, room = lengths[index], budget
         batches[-1].append(index)
+        room -= needed
     # Few batches for many ranks: cut the fullest, so that no rank idles while another works.
     while len(batches) < world_size and max(map(len, batches)) > 1:
         fullest = max(batches, key=len)
@@ -45,6 +54,36 @@ def plan_micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> 
         batches += [fullest[::2], fullest[1::2]]
     batches += [[] for _ in range(-len(batches) % world_size)]
     return [batches[rank::world_size] for rank in range(world_size)]
+
+
+@dataclass(frozen=True)
+class Published:
+    """One weight under the name that readers of the store expect."""
+
+    name: str
+    base: torch.nn.Parameter
+    adapter: tuple[torch.nn.Parameter, torch.nn.Parameter] | None = None
+    """LoRA's A [r, in] and B [out, r], to be merged."""
+    scale: float = 0.0
+    """Of the adapter."""
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """What its value is made of."""
+        return [self.base, *(self.adapter or ())]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its value, also while ZeRO-3 has it sharded."""
+        return getattr(self.base, "ds_numel", self.base.numel()) * self.base.element_size()
+
+    def value(self) -> torch.Tensor:
+        """The weight as readers use it; its parameters must be gathered."""
+        if self.adapter is None:
+            return self.base.data
+        down, up = self.adapter
+        merged = self.base.data.float() + self.scale * (up.data.float() @ down.data.float())
+        return merged.to(self.base.dtype)
 
 
 class LearnerRank(ABC):
@@ -61,8 +100,12 @@ class LearnerRank(ABC):
         """The network to train, on CPU."""
 
     @abstractmethod
-    def publishable(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """Parameters under the names that readers of the store expect."""
+    def publishable(self) -> list[Published]:
+        """The network's weights, in model order."""
+
+    @abstractmethod
+    def part_of(self, name: str) -> str:
+        """The part of the network that the parameter `name` is counted in, for metrics."""
 
     @abstractmethod
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
@@ -92,30 +135,41 @@ class LearnerRank(ABC):
             sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
         deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False)
         network = self.build()
+        trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self._watch_gradients(trained)
         optimizer = torch.optim.AdamW(
-            [parameter for parameter in network.parameters() if parameter.requires_grad],
+            list(trained.values()),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
         )
-        self.engine, *_ = deepspeed.initialize(
-            model=network,
-            optimizer=optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": self.config.max_grad_norm,
-                "bf16": {"enabled": self.dtype == "bfloat16"},
-                "zero_optimization": {"stage": self.config.zero_stage},
-                "zero_allow_untested_optimizer": True,
-                "steps_per_print": 2**31,
-            },
-        )
+        self.engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=self._deepspeed_config())
 
-    def optimize(self, losses: Sequence[Callable[[], torch.Tensor]], step: int) -> dict[str, float]:
-        """Accumulate the losses, each a share of the global one, and take one optimizer step.
+    def shard(self, network: torch.nn.Module) -> Any:
+        """A network that is only read, held as the trained one is: whole on the device, or sharded by ZeRO-3."""
+        import deepspeed
 
-        Returns the global loss and the gradient norm before clipping. Raises TrainingError when either is not finite.
+        if self.config.zero_stage < 3:
+            return network.to(self.engine.device).eval()
+        return deepspeed.initialize(model=network, config=self._deepspeed_config())[0].eval()
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self.config.max_grad_norm,
+            "bf16": {"enabled": self.dtype == "bfloat16"},
+            "zero_optimization": {"stage": self.config.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        }
+
+    def accumulate(self, losses: Sequence[Callable[[], torch.Tensor]], step: int) -> float:
+        """Gradients of the losses, each a share of the global one, which is returned.
+
+        Raises TrainingError when it is not finite.
         """
+        for flags in self._reached.values():
+            flags.zero_()
         total = torch.zeros((), device=self.engine.device)
         for index, compute in enumerate(losses):
             self.engine.set_gradient_accumulation_boundary(index == len(losses) - 1)
@@ -124,11 +178,16 @@ class LearnerRank(ABC):
             # DeepSpeed averages gradients over ranks; shares add up to the global loss.
             self.engine.backward(loss * self.config.world_size)
         torch.distributed.all_reduce(total)
-        loss_value = float(total)
-        if not math.isfinite(loss_value):
-            raise TrainingError(
-                f"step {step}: the {self.network} loss is {loss_value}; the weights were left as they were"
-            )
+        if not math.isfinite(value := float(total)):
+            raise TrainingError(f"step {step}: the {self.network} loss is {value}; the weights were left as they were")
+        return value
+
+    def take_step(self, step: int) -> dict[str, float]:
+        """One optimizer step on what was accumulated; the metrics of its gradients.
+
+        Raises TrainingError when their norm is not finite.
+        """
+        zeros = self._zero_gradients()
         norm = self._grad_norm_without_zero()
         if norm is None:
             self.engine.step()
@@ -137,7 +196,33 @@ class LearnerRank(ABC):
             self.engine.step()
         if not math.isfinite(norm):
             raise TrainingError(f"step {step}: the gradient norm of the {self.network} is {norm}")
-        return {"loss": loss_value, "grad_norm": norm}
+        return {f"{self.network}/grad_norm": norm} | zeros
+
+    def _watch_gradients(self, trained: dict[str, torch.nn.Parameter]) -> None:
+        """Note of every parameter whether any backward pass gave it a gradient other than 0, by part of the network.
+
+        A hook on each sees the gradient before DeepSpeed shards it, so this holds for every ZeRO stage.
+        """
+        parts: dict[str, list[torch.nn.Parameter]] = {}
+        for name, parameter in trained.items():
+            parts.setdefault(self.part_of(name), []).append(parameter)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._reached = {part: torch.zeros(len(among), device=device) for part, among in parts.items()}
+
+        def note(flag: torch.Tensor, gradient: torch.Tensor) -> None:
+            flag.copy_(torch.maximum(flag, (gradient != 0).any()))
+
+        for part, among in parts.items():
+            for flag, parameter in zip(self._reached[part], among, strict=True):
+                parameter.register_hook(partial(note, flag))
+
+    def _zero_gradients(self) -> dict[str, float]:
+        """Share of the parameter tensors of each part that got no gradient from any sample of any rank."""
+        shares = {}
+        for part, flags in self._reached.items():
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+            shares[f"{self.network}/zero_gradients/{part}"] = 1.0 - float(flags.mean())
+        return shares
 
     def _grad_norm_without_zero(self) -> float | None:
         """Norm of the averaged gradients, which DeepSpeed does not report at stage 0; None where it does."""
@@ -148,13 +233,12 @@ class LearnerRank(ABC):
 
     def publish(self, store: ActorHandle, version: int) -> int:
         """Write the weights to the store as `version`, bucket by bucket; every rank takes part. Returns the bytes."""
-        parameters = dict(self.publishable())
-        sizes = {name: getattr(p, "ds_numel", p.numel()) * p.element_size() for name, p in parameters.items()}
+        weights = {weight.name: weight for weight in self.publishable()}
         written = 0
-        for index, names in enumerate(plan_buckets(sizes)):
-            with self._gathered([parameters[name] for name in names]):
+        for index, names in enumerate(plan_buckets({name: weight.nbytes for name, weight in weights.items()})):
+            with self._gathered([weights[name] for name in names]):
                 if self.rank == 0:
-                    tensors = ((name, parameters[name].data) for name in names)
+                    tensors = ((name, weights[name].value()) for name in names)
                     written += write_bucket(store, self.network, version, index, tensors, self.config.deadline)
         if self.rank == 0:
             ray.get(store.commit.remote(self.network, version), timeout=self.config.deadline)
@@ -162,16 +246,17 @@ class LearnerRank(ABC):
 
     def save(self, folder: str) -> None:
         """Write the network into `folder`; every rank takes part, rank 0 writes."""
-        parameters = dict(self.publishable())
-        with self._gathered(list(parameters.values())):
+        weights = self.publishable()
+        with self._gathered(weights):
             if self.rank == 0:
-                state = {name: parameter.detach().cpu().clone() for name, parameter in parameters.items()}
+                state = {weight.name: weight.value().detach().cpu().clone() for weight in weights}
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 self.save_network(Path(folder), state)
 
-    def _gathered(self, parameters: list[torch.nn.Parameter]) -> Any:
+    def _gathered(self, weights: Sequence[Published]) -> Any:
         import deepspeed
 
+        parameters = [parameter for weight in weights for parameter in weight.parameters]
         return deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3)
 
 
@@ -214,11 +299,12 @@ class LearnerGroup:
         """One optimizer step; the ranks read the batch from the object store. Returns metrics."""
         metrics = await self.call("update", ray.put(batch), step)
         self.is_ahead = True
-        return self._with_version(metrics)
+        return self._with_version(metrics | {f"{self.network}/skipped": 0.0})
 
     def idle(self) -> dict[str, float]:
         """The metrics of a step that held no signal for this network: nothing moves."""
-        return self._with_version({f"{self.network}/loss": 0.0, f"{self.network}/grad_norm": 0.0})
+        idle = {"loss": 0.0, "grad_norm": 0.0, "skipped": 1.0}
+        return self._with_version({f"{self.network}/{name}": value for name, value in idle.items()})
 
     def _with_version(self, metrics: dict[str, float]) -> dict[str, float]:
         return metrics | {f"{self.network}/version": float(self.version + self.is_ahead)}

@@ -16,8 +16,13 @@ import torch
 from learners.config import SamplerConfig
 from learners.credit import SamplerSample
 from learners.plackett_luce import entropy, independent_log_prob, log_prob
-from learners.rank import LearnerRank, plan_micro_batches
+from learners.rank import LearnerRank, Published, plan_micro_batches
 from services.weights import SAMPLER
+
+
+def num_frames(sample: SamplerSample) -> int:
+    """T of its similarity matrix; more than K, so at least 2."""
+    return sample.selection.similarity.shape[1]
 
 
 class SamplerLearner(LearnerRank):
@@ -35,8 +40,11 @@ class SamplerLearner(LearnerRank):
 
         return make_sampler(self.config.channels, self._seed)
 
-    def publishable(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return list(self.engine.module.named_parameters())
+    def publishable(self) -> list[Published]:
+        return [Published(name, parameter) for name, parameter in self.engine.module.named_parameters()]
+
+    def part_of(self, name: str) -> str:
+        return name.partition(".")[0]
 
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         from learners.unet import make_sampler
@@ -47,31 +55,23 @@ class SamplerLearner(LearnerRank):
 
     def update(self, samples: Sequence[SamplerSample], step: int) -> dict[str, float]:
         """One optimizer step on all samples. Returns `sampler/…` metrics."""
-        lengths = [sample.selection.similarity.shape[1] for sample in samples]
-        plan = plan_micro_batches(lengths, self.config.micro_batch_frames, self.config.world_size)[self.rank]
+        plan = plan_micro_batches(
+            [num_frames(sample) for sample in samples], self.config.micro_batch_frames, self.config.world_size
+        )[self.rank]
 
         def loss_of(indices: list[int]) -> torch.Tensor:
             # An idle rank computes a sample with weight 0: under ZeRO-3 every rank must run every layer.
             chosen = [samples[index] for index in indices or [0]]
             log_probs, entropies = self._evaluate(chosen)
-            advantages = torch.tensor([sample.advantage for sample in chosen], device=self.engine.device)
-            bonus = (
-                self.config.entropy_bonus
-                * entropies
-                / torch.tensor(
-                    [max(math.log(sample.selection.similarity.shape[1]), 1e-6) for sample in chosen],
-                    device=self.engine.device,
-                )
-            )
-            weight = 1.0 if indices else 0.0
-            return -weight * (advantages * log_probs + bonus).sum() / len(samples)
+            numbers = [
+                (s.weight if indices else 0.0, s.advantage, self.config.entropy_bonus / math.log(num_frames(s)))
+                for s in chosen
+            ]
+            weights, advantages, bonuses = torch.tensor(numbers, device=self.engine.device).T
+            return -(weights * (advantages * log_probs + bonuses * entropies)).sum()
 
-        result = self.optimize([partial(loss_of, indices) for indices in plan], step)
-        return {
-            "sampler/loss": result["loss"],
-            "sampler/grad_norm": result["grad_norm"],
-            "sampler/draws": float(len(samples)),
-        }
+        loss = self.accumulate([partial(loss_of, indices) for indices in plan], step)
+        return {"sampler/loss": loss, "sampler/draws": float(len(samples))} | self.take_step(step)
 
     def _evaluate(self, samples: Sequence[SamplerSample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy [B] of each sample's draw under the network as it is."""

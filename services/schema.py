@@ -4,11 +4,12 @@ Invariants: everything here is small (token ids, frame *indices*, similarities; 
 picklable. Every turn says which policy weights made it, every selection which sampler weights.
 
 Shape letters: `Q` queries (at most 4), `T` candidate frames (1 per second), `K` chosen frames, `P` prompt tokens,
-`R` response tokens.
+`R` response tokens, `G` query turns of a question, `M` draws of each.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,10 +124,14 @@ class Trajectory:
 
     question_id: str
     index: int
-    """Place in its group, 0…G-1."""
+    """Place in its group, 0…G*M-1."""
+    sample: int
+    """Its query turn's place among those of the group, 0…G-1; M trajectories share one."""
     query_turn: Turn
     queries: tuple[str, ...]
     """Queries that CLIP was asked: the parsed ones, or the question itself when none parsed."""
+    fallback: bool
+    """No query parsed."""
     selection: Selection
     answer_turn: Turn
     letter: str | None
@@ -136,7 +141,18 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Group:
-    """All trajectories of one question in one step."""
+    """All trajectories of one question in one step: G query turns, each with M draws and answers (M = 1: the paper)."""
 
     question: Question
     trajectories: tuple[Trajectory, ...]
+    """In the order of `index`, so those of one query turn stand together; at least one, some may have been lost."""
+
+    @property
+    def samples(self) -> tuple[tuple[Trajectory, ...], ...]:
+        """The trajectories by query turn."""
+        return tuple(tuple(part) for _, part in itertools.groupby(self.trajectories, key=lambda t: t.sample))
+
+    @property
+    def has_signal(self) -> bool:
+        """Not all rewards are equal."""
+        return len({trajectory.reward.total for trajectory in self.trajectories}) > 1

@@ -48,6 +48,7 @@ def _row(step: int, question: Question, trajectory: Trajectory, similarity: bool
         "options": list(question.options),
         "answer": question.answer,
         "index": trajectory.index,
+        "sample": trajectory.sample,
         "video": question.video,
         "video_key": visual.video if visual else None,
         "num_frames": selection.similarity.shape[1],

@@ -48,7 +48,7 @@ def make_group(step: int, question_id: str) -> Group:
     similarity = np.random.default_rng(step).random((2, 10), dtype=np.float32)
     selection = Selection(FRAMES, FRAMES, -1.0, 2.0, similarity, version=step)
     queries = ("a $ball$ <b>", "a wall")
-    trajectory = Trajectory(question_id, 0, turn, queries, selection, turn, "B", Reward(0.8, 0.1, 0.05))
+    trajectory = Trajectory(question_id, 0, 0, turn, queries, False, selection, turn, "B", Reward(0.8, 0.1, 0.05))
     return Group(question, (trajectory,))
 
 

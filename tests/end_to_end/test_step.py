@@ -58,7 +58,7 @@ class Story:
 def turns(groups: Sequence[Group]) -> list[PolicySample]:
     """Both turns of every trajectory."""
     return [
-        PolicySample(trajectory.question_id, turn, 1.0)
+        PolicySample(trajectory.question_id, turn, 1.0, 1.0)
         for group in groups
         for trajectory in group.trajectories
         for turn in (trajectory.query_turn, trajectory.answer_turn)
@@ -84,7 +84,7 @@ async def tell(config: Config) -> Story:
     async def fixed_prompt() -> Turn:
         return await fleet.rollouts.call("generate", answer_messages(questions[0]), visual, 24, 7)
 
-    first = await collect.collect(questions, 4, step=1)
+    first = await collect.collect(questions, 4, draws=1, step=1)
     first_by_learner = await fleet.policy.call("log_probs", turns(first))
     started = await fixed_prompt()
     await publish(fleet.policy, fleet.rollouts, fleet)
@@ -95,7 +95,7 @@ async def tell(config: Config) -> Story:
     metrics = await update(fleet, config, first, 1, Clock())
     after = weights(fleet, POLICY), weights(fleet, SAMPLER)
     updated = await fixed_prompt()
-    second = await collect.collect(questions, 4, step=2)
+    second = await collect.collect(questions, 4, draws=1, step=2)
     second_by_learner = await fleet.policy.call("log_probs", turns(second))
 
     vision_only = [(name, 1.5 * tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
@@ -105,10 +105,10 @@ async def tell(config: Config) -> Story:
     other_vision = await fixed_prompt()
     endless = replace(questions[0], question="star " * 5000)
     refused, answered = await asyncio.gather(
-        collect.trajectory(endless, 0, 3), collect.trajectory(questions[0], 0, 3), return_exceptions=True
+        collect.sample(endless, 0, 1, 3), collect.sample(questions[0], 0, 1, 3), return_exceptions=True
     )
     assert isinstance(refused, UserError)
-    assert isinstance(answered, Trajectory)
+    assert isinstance(answered, list)
     ray.util.remove_placement_group(placement.group)
     return Story(
         first,

@@ -30,8 +30,10 @@ def make_group(question_id: str, size: int = 2) -> Group:
         Trajectory(
             question_id,
             index,
+            index,
             make_turn("<query>a ball</query>\u2028<query>a wall</query>", 3, (0, 5)),
             ("a ball", "a wall"),
+            False,
             selection,
             make_turn("no idea", 4, selection.frames),
             letter=None,

@@ -1,0 +1,117 @@
+"""Packing: turns side by side in one row, without padding, and one copy of a prompt for all the turns that share it.
+
+Layout: a *family* is a prompt and the responses sampled from it; a row is families side by side, each the prompt and then its
+responses. A token sees the tokens before it in its own turn and nothing else: those of the prompt and those of its response.
+Positions are passed explicitly, so a response's follow its prompt's wherever it stands in the row.
+
+Shape letters: `H` heads, `L` tokens of the row, `D` width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learners.credit import PolicySample
+
+ATTENTION = "packed"
+"""Name under which transformers finds `packed_attention`."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Turns that share a prompt."""
+
+    members: tuple[int, ...]
+    """Which samples."""
+    prompt: int
+    """Tokens of the prompt."""
+    responses: tuple[int, ...]
+    """Tokens of each member's response, positive."""
+
+    @property
+    def tokens(self) -> int:
+        """Length in the row."""
+        return self.prompt + sum(self.responses)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of the row that attend in one call: to themselves causally, and to all of `prefix`."""
+
+    tokens: slice
+    prefix: slice
+    """Empty for a prompt with its first response."""
+    mask: Tensor | None
+    """[tokens, prefix + tokens] bool where there is a prefix."""
+
+
+def plan_families(samples: Sequence[PolicySample], budget: int, share: bool) -> list[Family]:
+    """Every sample in one family, of at most `budget` tokens if it has more than one member; `share=False` keeps all apart."""
+    open_families: dict[Any, list[int]] = {}
+    members: list[list[int]] = []
+    for index, sample in enumerate(samples):
+        turn = sample.turn
+        key = (turn.prompt_ids.tobytes(), turn.visual) if share else index
+        family = open_families.get(key)
+        if family is None or _tokens(samples, [*family, index]) > budget:
+            family = open_families[key] = []
+            members.append(family)
+        family.append(index)
+    return [
+        Family(
+            tuple(family),
+            len(samples[family[0]].turn.prompt_ids),
+            tuple(len(samples[index].turn.response_ids) for index in family),
+        )
+        for family in members
+    ]
+
+
+def _tokens(samples: Sequence[PolicySample], family: Sequence[int]) -> int:
+    return len(samples[family[0]].turn.prompt_ids) + sum(len(samples[index].turn.response_ids) for index in family)
+
+
+def spans(families: Sequence[Family], device: torch.device | str = "cpu") -> list[Span]:
+    """The attention calls of a row of `families`, in its order."""
+    found, start = [], 0
+    for family in families:
+        prompt = slice(start, start + family.prompt)
+        start = prompt.stop + family.responses[0]
+        found.append(Span(slice(prompt.start, start), slice(0, 0), None))
+        for length in family.responses[1:]:
+            mask = torch.ones(length, family.prompt + length, dtype=torch.bool, device=device).tril(family.prompt)
+            found.append(Span(slice(start, start + length), prompt, mask))
+            start += length
+    return found
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    spans: Sequence[Span],
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each turn of a packed row: transformers' attention interface over [1, H, L, D], output [1, L, H, D].
+
+    One call of PyTorch's fused attention a span: nothing of size [L, L] exists and no product of two turns is computed.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    parts = []
+    for span in spans:
+        keys, values = key[:, :, span.tokens], value[:, :, span.tokens]
+        if span.mask is not None:
+            keys = torch.cat([key[:, :, span.prefix], keys], dim=2)
+            values = torch.cat([value[:, :, span.prefix], values], dim=2)
+        mask = None if span.mask is None else span.mask[None, None]
+        parts.append(sdpa_attention_forward(module, query[:, :, span.tokens], keys, values, mask, **kwargs)[0])
+    return torch.cat(parts, dim=1), None
