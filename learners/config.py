@@ -78,7 +78,7 @@ class PolicyConfig(LearnerConfig):
     """Leave the vision tower as it is: no backward pass through it."""
     lora_rank: int = Field(default=0, ge=0)
     """Rank of LoRA adapters on the language model's linear layers; 0 trains all weights. Engines get merged weights."""
-    lora_alpha: float = Field(default=32.0, gt=0)
+    lora_alpha: int = Field(default=32, ge=1)
     """LoRA's scale is lora_alpha / lora_rank."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
     """Tokens packed into one forward pass of a rank; a longer turn goes alone."""

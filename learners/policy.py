@@ -233,10 +233,10 @@ class PolicyLearner(LearnerRank):
         reference = self._reference_log_probs(forward) if config.kl_coef > 0 else None
         log_probs, entropies = self.engine(*forward)
         mismatch = log_probs.detach() - part.engine_log_probs
-        if config.old_log_probs == "engine":
-            old, level = part.engine_log_probs, "none"
-        else:  # one optimizer step a batch: the learner's log-probs at its start are these
-            old, level = log_probs.detach(), config.importance
+        corrected = config.old_log_probs == "learner"
+        # One optimizer step a batch: the learner's log-probs at its start are these.
+        old = log_probs.detach() if corrected else part.engine_log_probs
+        level = config.importance if corrected else "none"
         trust, above = importance_weights(
             mismatch, part.lengths, level, config.importance_cap, config.importance_beyond
         )

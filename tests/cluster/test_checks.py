@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from cluster.checks import check_inputs, load_questions, resolve
-from cluster.config import ClusterConfig, Config
+from cluster.config import ClusterConfig, Config, TrainConfig
 from cluster.fleet import connect
-from cluster.train import leave_out, question_batches
+from cluster.train import QuestionStream, collect_step, leave_out
 from services.errors import UserError
-from services.schema import Question
+from services.schema import Group, Question
 
 
 def with_model(config: Config, folder: Path) -> Config:
@@ -103,21 +106,54 @@ def question(name: str) -> Question:
     return Question(name, f"/{name}.mp4", "?", ("x", "y"), "A")
 
 
-def test_batches_of_an_epoch_share_no_question() -> None:
+def names(questions: list[Question]) -> str:
+    return "".join(one.id for one in questions)
+
+
+def test_questions_come_epoch_by_epoch_in_an_order_of_the_seed() -> None:
     questions = [question(str(index)) for index in range(7)]
-    batches = question_batches(questions, 3, seed=0)
-    drawn = [[one.id for one in next(batches)] for _ in range(40)]
-    for first, second in zip(drawn[::2], drawn[1::2], strict=True):
-        assert len(set(first + second)) == 6
-    assert {name for batch in drawn for name in batch} == set("0123456"), "what one epoch leaves over, another takes"
-    again, other = question_batches(questions, 3, seed=0), question_batches(questions, 3, seed=1)
-    assert [[one.id for one in next(again)] for _ in range(40)] == drawn
-    assert [[one.id for one in next(other)] for _ in range(40)] != drawn
+    stream, again, other = (QuestionStream(questions, seed) for seed in (0, 0, 1))
+    drawn = [names(stream.take(3)) for _ in range(70)]
+    assert all(len(set(batch)) == 3 for batch in drawn)
+    everything = "".join(drawn)
+    assert all(everything.count(name) == 30 for name in "0123456"), "every epoch holds every question once"
+    assert [names(again.take(3)) for _ in range(70)] == drawn
+    assert [names(other.take(3)) for _ in range(70)] != drawn
+
+
+def test_questions_already_taken_are_passed_over_and_come_later() -> None:
+    stream = QuestionStream([question(name) for name in "abcd"], seed=0)
+    first = stream.take(3)
+    (fourth,) = stream.take(3, first)
+    assert {*names(first), fourth.id} == set("abcd")
+    assert stream.take(1, [*first, fourth]) == []
+    assert set(names(stream.take(4))) == set("abcd")
 
 
 def test_fewer_questions_than_a_batch() -> None:
-    batches = question_batches([question("a"), question("b")], 8, seed=0)
-    assert sorted(one.id for one in next(batches)) == ["a", "b"]
+    stream = QuestionStream([question("a"), question("b")], seed=0)
+    assert sorted(names(stream.take(8))) == ["a", "b"]
+
+
+def test_groups_without_signal_are_made_up_for_by_other_questions() -> None:
+    asked: list[str] = []
+
+    async def collect(questions: Sequence[Question], group_size: int, draws: int, step: int) -> list[Group]:
+        asked.append(names(list(questions)))
+        return [SimpleNamespace(question=one, has_signal=one.id in "ad") for one in questions]  # type: ignore[misc]
+
+    def step(refills: int) -> list[Group]:
+        asked.clear()
+        config = TrainConfig(questions_per_step=2, refills=refills)
+        stream = QuestionStream([question(name) for name in "abcde"], seed=0)
+        return asyncio.run(collect_step(collect, stream, config, step=1))
+
+    assert len(step(0)) == 2
+    groups = step(9)
+    assert sum(group.has_signal for group in groups) == 2
+    together = [group.question.id for group in groups]
+    assert len(set(together)) == len(together), "no question twice in a step"
+    assert len(step(1)) <= 4
 
 
 def test_a_dashboards_address_is_no_clusters() -> None:

@@ -27,7 +27,7 @@ from cluster.train import Clock, publish, update
 from learners.credit import PolicySample
 from services.errors import UserError
 from services.frames import visual_input
-from services.schema import Group, Trajectory, Turn
+from services.schema import Group, Turn
 from services.weights import POLICY, SAMPLER, read_version, write_bucket
 
 Weights = dict[str, torch.Tensor]

@@ -2,63 +2,160 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
-from learners.config import SamplerConfig
-from learners.credit import policy_batch, rollout_metrics, sampler_batch
+from learners.config import PolicyConfig, SamplerConfig
+from learners.credit import PolicySample, policy_batch, rollout_metrics, sampler_batch
 from services.schema import Group, Question, Reward, Selection, Trajectory, Turn
 
 
-def turn(length: int) -> Turn:
+def turn(length: int, truncated: bool = False) -> Turn:
     ids = np.zeros(length, np.int32)
-    return Turn(ids, ids, np.zeros(length, np.float32), text="", truncated=False, version=0, visual=None)
+    return Turn(ids, ids, np.zeros(length, np.float32), text="", truncated=truncated, version=0, visual=None)
 
 
-def group(name: str, accuracies: list[float], pass_rate: float | None = None, drawn: bool = True) -> Group:
-    """A group whose right trajectories answer A; query turns of 3 tokens, answer turns of 2."""
+def group(
+    name: str,
+    accuracies: Sequence[float],
+    draws: int = 1,
+    pass_rate: float | None = None,
+    drawn: bool = True,
+    answer: Turn | None = None,
+) -> Group:
+    """A group whose right trajectories answer A; query turns of 3 tokens, answer turns of 2; `draws` a query turn."""
     draw = (1, 0) if drawn else ()
     selection = Selection((0, 1), draw, None, 1.5, np.zeros((1, 4), np.float32), version=0)
     return Group(
         Question(name, "/v.mp4", "?", ("x", "y"), "A", pass_rate),
         tuple(
             Trajectory(
-                name, index, turn(3), ("?",), selection, turn(2), "A" if accuracy else None, Reward(accuracy, 0.1, 0.0)
+                name,
+                index,
+                index // draws,
+                turn(3),
+                ("?",),
+                accuracy == 0,
+                selection,
+                answer or turn(2),
+                "A" if accuracy else None,
+                Reward(accuracy, 0.1, 0.0),
             )
             for index, accuracy in enumerate(accuracies)
         ),
     )
 
 
+def advantages(batch: Sequence[PolicySample], which: str) -> list[float]:
+    return [sample.advantage for sample in batch if which in sample.name]
+
+
 def test_both_turns_share_the_advantage_and_all_tokens_count() -> None:
-    batch = policy_batch([group("q", [0.8, 0.0]), group("same", [0.8, 0.8])])
-    assert batch.num_tokens == 4 * (3 + 2)
-    assert [sample.name for sample in batch.samples] == [
+    batch = policy_batch([group("q", [0.8, 0.0]), group("same", [0.8, 0.8])], PolicyConfig())
+    assert [sample.name for sample in batch] == [
         f"question q, trajectory {index}, {name} turn" for index in (0, 1) for name in ("query", "answer")
     ]
-    right, also_right, wrong, also_wrong = (sample.advantage for sample in batch.samples)
+    right, also_right, wrong, also_wrong = (sample.advantage for sample in batch)
     assert right == also_right == -wrong == -also_wrong
     assert right == pytest.approx(0.4 / (0.8 / 2**0.5 + 1e-6), rel=1e-5)
+    assert {sample.weight for sample in batch} == {1 / (4 * (3 + 2))}
+
+
+def test_sequences_are_turns() -> None:
+    batch = policy_batch([group("q", [0.8, 0.0])], PolicyConfig(aggregation="seq-mean-token-mean"))
+    assert [sample.weight for sample in batch] == [1 / 4 / 3, 1 / 4 / 2] * 2
 
 
 def test_groups_without_signal_give_no_samples() -> None:
-    assert policy_batch([group("same", [0.8, 0.8])]).samples == ()
+    assert policy_batch([group("same", [0.8, 0.8])], PolicyConfig()) == ()
+    assert sampler_batch([group("same", [0.8, 0.8])], SamplerConfig()) == ()
+
+
+def test_what_a_kl_or_an_entropy_bonus_pulls_on_stays() -> None:
+    assert len(policy_batch([group("same", [0.8, 0.8])], PolicyConfig(kl_coef=0.1))) == 4
+    assert len(sampler_batch([group("same", [0.8, 0.8])], SamplerConfig(entropy_bonus=0.1))) == 2
+
+
+def test_nested_groups_by_hand() -> None:
+    """Two query turns with two draws each: queries by their means, answers among all, draws among their own queries."""
+    groups = [group("q", [0.8, 0.0, 0.0, 0.0], draws=2)]
+    batch = policy_batch(groups, PolicyConfig(advantage="dr_grpo"))
+    assert advantages(batch, "query") == pytest.approx([0.2, -0.2])
+    assert advantages(batch, "answer") == pytest.approx([0.6, -0.2, -0.2, -0.2])
+    assert {sample.weight for sample in batch} == {1 / (2 * 3 + 4 * 2)}, "a shared query turn counts once"
+    drawn = sampler_batch(groups, SamplerConfig())
+    assert [sample.advantage for sample in drawn] == pytest.approx([0.8, -0.8])
+    assert {sample.weight for sample in drawn} == {1 / 4}, "draws without advantage still divide the mean"
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
+def test_one_draw_a_query_turn_is_the_paper(kind: str) -> None:
+    batch = policy_batch([group("q", [0.8, 0.0, 0.0])], PolicyConfig(advantage=kind))
+    assert advantages(batch, "query") == advantages(batch, "answer")
+    assert [s.advantage for s in sampler_batch([group("q", [0.8, 0.0, 0.0])], SamplerConfig())] == pytest.approx(
+        [0.8, -0.4, -0.4]
+    )
+
+
+def test_equal_means_of_other_order_are_equal() -> None:
+    groups = [group("q", [0.7, 0.1, 0.2, 0.2, 0.7, 0.1], draws=3)]
+    assert advantages(policy_batch(groups, PolicyConfig()), "query") == []
+
+
+def test_a_group_that_lost_members() -> None:
+    whole = group("q", [0.8, 0.0, 0.8, 0.0], draws=2)
+    rest = Group(whole.question, (whole.trajectories[0], *whole.trajectories[2:]))
+    batch = policy_batch([rest], PolicyConfig(advantage="dr_grpo"))
+    assert advantages(batch, "query") == pytest.approx([0.2, -0.2])
+    assert advantages(batch, "answer") == pytest.approx([0.8 / 3, 0.8 / 3, -1.6 / 3])
+    drawn = [sample.advantage for sample in sampler_batch([rest], SamplerConfig())]
+    assert drawn == pytest.approx([0.4, 0.8, -0.8]), "alone with its queries: compared with the rest of the group"
+    alone = Group(whole.question, whole.trajectories[:1])
+    assert policy_batch([alone], PolicyConfig()) == ()
+    assert rollout_metrics([rest, alone])["rollout/group_size"] == 2
+
+
+def test_truncated_replies_are_kept_or_masked() -> None:
+    groups = [group("q", [0.8, 0.0], answer=turn(2, truncated=True))]
+    kept, masked = (policy_batch(groups, PolicyConfig(truncated_replies=how)) for how in ("keep", "mask"))
+    assert len(kept) == 4
+    assert {sample.weight for sample in kept} == {1 / 10}
+    assert advantages(masked, "answer") == []
+    assert {sample.weight for sample in masked} == {1 / 6}
+    assert rollout_metrics(groups)["rollout/answers_truncated"] == 1
+    assert rollout_metrics(groups)["rollout/queries_truncated"] == 0
+
+
+def test_empty_replies_count_nowhere() -> None:
+    batch = policy_batch([group("q", [0.8, 0.0], answer=turn(0))], PolicyConfig(aggregation="seq-mean-token-sum"))
+    assert advantages(batch, "answer") == []
+    assert {sample.weight for sample in batch} == {1 / 2}
+    all_empty = Group(group("q", [0.8, 0.0]).question, ())
+    assert policy_batch([], PolicyConfig()) == sampler_batch([], SamplerConfig()) == ()
+    assert not all_empty.has_signal
 
 
 def test_sampler_joint() -> None:
     groups = [group("q", [0.8, 0.0, 0.0]), group("all frames", [0.8, 0.0], drawn=False)]
-    advantages = [sample.advantage for sample in sampler_batch(groups, SamplerConfig())]
-    assert advantages == pytest.approx([0.8, -0.4, -0.4])
-    plain = [sample.advantage for sample in sampler_batch(groups, SamplerConfig(baseline=False, reward="accuracy"))]
-    assert plain == pytest.approx([0.8, 0.0, 0.0])
+    batch = sampler_batch(groups, SamplerConfig())
+    assert [sample.advantage for sample in batch] == pytest.approx([0.8, -0.4, -0.4])
+    assert {sample.weight for sample in batch} == {1 / 3}, "where T <= K nothing was drawn"
+    plain = sampler_batch(groups, SamplerConfig(baseline=False, reward="accuracy"))
+    assert [sample.advantage for sample in plain] == pytest.approx([0.8])
 
 
 def test_sampler_by_difficulty() -> None:
     config = SamplerConfig(objective="difficulty")
-    advantages = [
-        s.advantage for s in sampler_batch([group("q", [0.8, 0.0], 0.25), group("hard", [0.8, 0.0], 0.0)], config)
+    groups = [
+        group("q", [0.8, 0.0], pass_rate=0.25),
+        group("hard", [0.8, 0.0], pass_rate=0.0),
+        group("always", [0.8, 0.8], pass_rate=1.0),
     ]
-    assert advantages == pytest.approx([4.0, -4 / 3, 10.0, 0.0])
+    batch = sampler_batch(groups, config)
+    assert [sample.advantage for sample in batch] == pytest.approx([4.0, -4 / 3, 10.0])
+    assert {sample.weight for sample in batch} == {1 / 4}, "at c = 0 a wrong answer weighs 0; c = 1 is dropped"
 
 
 def test_metrics() -> None:
@@ -67,6 +164,10 @@ def test_metrics() -> None:
     assert metrics["reward/accuracy"] == pytest.approx(0.2)
     assert metrics["rollout/right_answers"] == 0.25
     assert metrics["rollout/answers_unparsed"] == 0.75
+    assert metrics["rollout/queries_unparsed"] == 0.75
+    assert metrics["rollout/queries"] == 0.25
+    assert metrics["rollout/groups"] == 2
+    assert metrics["rollout/group_size"] == 2
     assert metrics["rollout/groups_without_signal"] == 0.5
     assert metrics["rollout/query_tokens"] == 3
     assert metrics["sampler/entropy"] == 1.5

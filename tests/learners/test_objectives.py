@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -11,23 +12,23 @@ import torch
 
 from learners.config import SamplerConfig
 from learners.objectives import (
+    Advantage,
+    Aggregation,
     clipped_policy_loss,
     difficulty_advantage,
     group_advantages,
+    importance_weights,
     kl_estimate,
     leave_one_out_baseline,
     sampler_advantages,
+    sequence_log_ratio,
+    token_weights,
 )
 from services.schema import Reward
 
 GOLDEN = Path(os.environ.get("MSJOE_GOLDEN", Path(__file__).parents[1] / "golden")) / "grpo.json"
 CASES = json.loads(GOLDEN.read_text())
-LOSSES = [
-    (case, loss)
-    for case in CASES
-    for loss in case["loss"]
-    if loss["kind"] == "grpo" and loss["aggregation"] == "token-mean"
-]
+LOSSES = [(case, loss) for case in CASES for loss in case["loss"]]
 
 
 def tensor(values: list) -> torch.Tensor:
@@ -38,10 +39,11 @@ def sizes(case: dict) -> list[int]:
     return [case["group_size"]] * (len(case["rewards"]) // case["group_size"])
 
 
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
 @pytest.mark.parametrize("case", CASES)
-def test_golden_grpo_advantages(case: dict) -> None:
-    found = group_advantages(tensor(case["rewards"]), sizes(case))
-    torch.testing.assert_close(found, tensor(case["advantage"]["grpo"]), atol=1e-5, rtol=0)
+def test_golden_advantages(case: dict, kind: Advantage) -> None:
+    found = group_advantages(tensor(case["rewards"]), sizes(case), kind)
+    torch.testing.assert_close(found, tensor(case["advantage"][kind]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -52,15 +54,23 @@ def test_golden_leave_one_out(case: dict) -> None:
 
 
 @pytest.mark.parametrize(("case", "golden"), LOSSES)
-def test_golden_clipped_loss(case: dict, golden: dict) -> None:
-    log_prob, old, mask = (tensor(case[name]) for name in ("log_prob", "old_log_prob", "mask"))
-    advantage = tensor(case["advantage"]["grpo"])[:, None]
-    dual_clip = (advantage < 0) & ((log_prob - old).exp() > golden["dual_clip"]) & (mask > 0)
-    assert not dual_clip.any(), "this vector uses dual clip, which the loss here does not have"
-    loss, _ = clipped_policy_loss(log_prob.requires_grad_(), old, advantage, golden["clip_low"], golden["clip_high"])
-    mean = (loss * mask).sum() / mask.sum()
-    mean.backward()
-    assert mean.item() == pytest.approx(golden["loss"], abs=1e-5)
+def test_golden_losses_and_gradients(case: dict, golden: dict) -> None:
+    log_prob, old = tensor(case["log_prob"]).requires_grad_(), tensor(case["old_log_prob"])
+    valid = tensor(case["mask"]).bool()
+    # The valid tokens side by side, as the learner has them; sequences without any count nowhere.
+    lengths = [int(row.sum()) for row in valid if row.any()]
+    per_token = torch.tensor(lengths)
+    advantage = tensor(case["advantage"]["grpo"])[valid.any(1)].repeat_interleave(per_token)
+    weights = tensor(token_weights(lengths, golden["aggregation"])).repeat_interleave(per_token)
+    log_ratio = (log_prob - old)[valid]
+    if golden["kind"] == "gspo":
+        log_ratio = sequence_log_ratio(log_ratio, lengths)
+    loss, _ = clipped_policy_loss(
+        log_ratio, advantage, golden["clip_low"], golden["clip_high"], golden.get("dual_clip", math.inf)
+    )
+    total = (weights * loss).sum()
+    total.backward()
+    assert total.item() == pytest.approx(golden["loss"], abs=1e-5)
     torch.testing.assert_close(log_prob.grad, tensor(golden["grad"]), atol=1e-5, rtol=0)
 
 
@@ -84,7 +94,7 @@ def test_equal_rewards_and_lone_trajectories_give_exact_zeros() -> None:
 def test_bad_groups_and_kinds_are_named() -> None:
     with pytest.raises(ValueError, match=r"sizes \[2, 2\]"):
         group_advantages(torch.zeros(3), [2, 2])
-    with pytest.raises(ValueError, match="one of grpo"):
+    with pytest.raises(ValueError, match="one of grpo, dr_grpo, rloo"):
         group_advantages(torch.zeros(3), [3], kind="gae")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="k1, k2, k3"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")  # type: ignore[arg-type]
@@ -93,21 +103,77 @@ def test_bad_groups_and_kinds_are_named() -> None:
 def test_clipping_is_asymmetric_pessimistic_and_reported() -> None:
     log_ratio = torch.tensor([0.5, 1.5, 0.5, 1.5]).log().requires_grad_()
     advantage = torch.tensor([1.0, 1.0, -1.0, -1.0])
-    loss, clipped = clipped_policy_loss(log_ratio, torch.zeros(4), advantage, clip_low=0.2, clip_high=0.3)
+    loss, clipped = clipped_policy_loss(log_ratio, advantage, clip_low=0.2, clip_high=0.3)
     torch.testing.assert_close(loss.detach(), torch.tensor([-0.5, -1.3, 0.8, 1.5]))
     assert clipped.tolist() == [False, True, True, False]
     loss.sum().backward()
     torch.testing.assert_close(log_ratio.grad, torch.tensor([-0.5, 0.0, 0.0, 1.5]))
 
 
+def test_dual_clip_bounds_the_loss_of_negative_advantages_alone() -> None:
+    log_ratio = torch.tensor([2.0, 4.0, 4.0]).log().requires_grad_()
+    advantage = torch.tensor([-1.0, -1.0, 1.0])
+    loss, clipped = clipped_policy_loss(log_ratio, advantage, clip_low=0.2, clip_high=9.0, dual_clip=3.0)
+    torch.testing.assert_close(loss.detach(), torch.tensor([2.0, 3.0, -4.0]))
+    assert clipped.tolist() == [False, True, False]
+    loss.sum().backward()
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([2.0, 0.0, -4.0]))
+
+
 def test_far_log_ratios_stay_finite() -> None:
     log_prob = torch.tensor([0.0, -500.0]).requires_grad_()
-    loss, _ = clipped_policy_loss(log_prob, torch.tensor([-500.0, 0.0]), torch.tensor(-1.0), 0.2, 0.2)
-    kl = kl_estimate(log_prob, torch.tensor([-500.0, 0.0]), "k3")
+    old = torch.tensor([-500.0, 0.0])
+    loss, _ = clipped_policy_loss(log_prob - old, torch.tensor(-1.0), 0.2, 0.2)
+    kl = kl_estimate(log_prob, old, "k3")
     (loss.sum() + kl.sum()).backward()
     assert loss.isfinite().all()
     assert kl.isfinite().all()
     assert (log_prob.grad == 0).all()
+    weights, _ = importance_weights(log_prob.detach() - old, [2], "token", 2.0, "truncate")
+    assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
+def test_weights_come_from_the_whole_step(aggregation: Aggregation) -> None:
+    lengths, loss = [3, 1, 4], [1.0, 2.0, 3.0]  # each token of a sequence has its loss
+    weights = token_weights(lengths, aggregation)
+    total = sum(length * weight * value for length, weight, value in zip(lengths, weights, loss, strict=True))
+    by_hand = {
+        "token-mean": (3 * 1 + 1 * 2 + 4 * 3) / 8,
+        "seq-mean-token-mean": (1 + 2 + 3) / 3,
+        "seq-mean-token-sum": (3 * 1 + 1 * 2 + 4 * 3) / 3,
+    }
+    assert total == pytest.approx(by_hand[aggregation])
+
+
+def test_importance_weights_by_hand() -> None:
+    log_ratio = torch.tensor([1.5, 0.5, 4.0, 1.0, 1.0]).log()
+    lengths = [2, 3]
+
+    def weights(level: str, beyond: str) -> tuple[list[float], list[bool]]:
+        found, above = importance_weights(log_ratio, lengths, level, 3.0, beyond)  # type: ignore[arg-type]
+        return found.tolist(), above.tolist()
+
+    assert weights("token", "truncate") == (pytest.approx([1.5, 0.5, 3, 1, 1]), [False, False, True, False, False])
+    assert weights("token", "mask")[0] == pytest.approx([1.5, 0.5, 0, 1, 1])
+    assert weights("sequence", "truncate") == (pytest.approx([0.75] * 2 + [3] * 3), [False] * 2 + [True] * 3)
+    assert weights("sequence", "mask")[0] == pytest.approx([0.75] * 2 + [0] * 3)
+    assert weights("none", "mask") == ([1] * 5, [False] * 5)
+
+
+def test_a_corrected_gradient_is_that_of_the_engines_distribution_reweighted() -> None:
+    """Sum over all tokens of the engine's probability times the weighted loss gradient = the learner's true gradient."""
+    logits = torch.tensor([0.3, -0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    engine = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    reward = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    log_prob = logits.log_softmax(-1)
+    trust, _ = importance_weights(log_prob - engine.log(), [1, 1, 1], "token", 1e6, "truncate")
+    loss, _ = clipped_policy_loss(log_prob - log_prob.detach(), reward, 0.2, 0.2)
+    (engine * trust * loss).sum().backward()
+    corrected = logits.grad.clone()
+    logits.grad = None
+    (-(logits.softmax(-1) * reward).sum()).backward()
+    torch.testing.assert_close(corrected, logits.grad)
 
 
 @pytest.mark.parametrize(
@@ -155,5 +221,12 @@ def test_difficulty_needs_a_pass_rate(pass_rate: float | None) -> None:
 )
 def test_sampler_advantages(reward: str, baseline: bool, expected: list[float]) -> None:
     rewards = [Reward(0.8, 0.1, 0), Reward(0, 0.1, 0), Reward(0, 0, 0.1), Reward(0, 0.1, 0), Reward(0, 0.1, 0.1)]
-    found = sampler_advantages(rewards, [3, 2], SamplerConfig(reward=reward, baseline=baseline))
+    config = SamplerConfig(reward=reward, baseline=baseline)
+    found = sampler_advantages(rewards, [3, 2], [1] * 5, config)
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+def test_draws_of_the_same_queries_are_compared_with_each_other() -> None:
+    rewards = [Reward(value, 0, 0) for value in (1.0, 0.0, 0.5, 0.5, 0.2)]
+    found = sampler_advantages(rewards, [5], [2, 2, 1], SamplerConfig())  # the last lost its companion
+    torch.testing.assert_close(found, torch.tensor([1.0, -1.0, 0.0, 0.0, 0.2 - 2.0 / 4]), atol=1e-6, rtol=0)

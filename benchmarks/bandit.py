@@ -1,0 +1,394 @@
+"""A bandit for the sampler: does it learn to pick planted frames, and how noisy is its gradient?
+
+    python -m benchmarks.bandit --seeds 3
+
+A question's world is T frames, a few of which are planted; of its query samples some raise the planted frames above the
+noise in one row of the similarity matrix, the others see noise alone. Whoever sees a planted frame mostly answers right,
+everybody else guesses. No MLLM, no video; groups, credit and learner are the real ones.
+
+Shape letters: `G` query samples of a question, `M` draws of each, `T` candidate frames, `K` chosen frames, `P` parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import copy
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Literal
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import numpy as np
+import ray
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from actors.selectors import topk_frames
+from cluster.config import ClusterConfig
+from cluster.fleet import COMMON_ENV, connect
+from learners.config import RewardConfig, SamplerConfig
+from learners.credit import SamplerSample, sampler_batch
+from learners.plackett_luce import entropy, log_prob, sample
+from learners.rank import LearnerGroup
+from learners.sampler import SamplerLearner
+from learners.unet import UNetSampler, collate, make_sampler
+from services.schema import MAX_QUERIES, Group, Question, Reward, Selection, Trajectory, Turn
+from services.weights import SAMPLER, create_store, read_version
+
+ENV = COMMON_ENV | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+"""Of the learner's process."""
+
+NO_TURN = Turn(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), "", False, 0, None)
+
+PASS_RATE_ROLLOUTS = 16
+"""Answers from uniform draws that a pass rate is measured by."""
+
+ACCURACY = RewardConfig().accuracy
+
+
+@dataclass(frozen=True)
+class World:
+    """What the sampler is up against."""
+
+    num_frames: int = 60
+    """T."""
+    budget: int = 4
+    """K."""
+    longest: int = 3
+    """Consecutive frames planted in a question: 1…longest, at most K, so that a recall of 1 is possible."""
+    contrast: float = 5.0
+    """Standard deviations of a row's noise by which a good query raises the planted frames."""
+    rows: int = 2
+    """Rows of a good query, of 4 and anywhere among them, that show the planted frames."""
+    good: float = 0.75
+    """Share of good query samples."""
+    seen: float = 0.95
+    """Chance of a right answer when a planted frame is among the K …"""
+    guess: float = 0.25
+    """… and when none is."""
+
+    @property
+    def chance(self) -> float:
+        """Expected recall of K frames drawn uniformly."""
+        return self.budget / self.num_frames
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """A question, and what the bandit alone knows of it."""
+
+    question: Question
+    planted: frozenset[int]
+
+
+def puzzles(world: World, count: int, rng: np.random.Generator, rollouts: int = 0) -> list[Puzzle]:
+    """`count` new questions; with `rollouts` > 0 each with the pass rate of so many answers from uniform draws."""
+    made = []
+    for index in range(count):
+        length = int(rng.integers(1, world.longest + 1))
+        start = int(rng.integers(world.num_frames - length + 1))
+        planted = frozenset(range(start, start + length))
+        rights = [
+            answers_right(world, planted, rng.permutation(world.num_frames)[: world.budget].tolist(), rng)
+            for _ in range(rollouts)
+        ]
+        question = Question(f"q{index}", "", "", ("right", "wrong"), "A", mean(rights) if rights else None)
+        made.append(Puzzle(question, planted))
+    return made
+
+
+def similarity(world: World, planted: frozenset[int], good: bool, rng: np.random.Generator) -> np.ndarray:
+    """[4, T] float32 cosines around 0.2; a good sample has one row, anywhere, in which the planted frames are raised."""
+    noise = rng.normal(size=(MAX_QUERIES, world.num_frames))
+    if good:
+        rows = rng.permutation(MAX_QUERIES)[: world.rows]
+        noise[np.ix_(rows, sorted(planted))] += world.contrast
+    return (0.2 + 0.02 * noise).astype(np.float32)
+
+
+def answers_right(world: World, planted: frozenset[int], frames: Sequence[int], rng: np.random.Generator) -> bool:
+    """Whether the answerer that sees `frames` is right."""
+    return bool(rng.random() < (world.guess if planted.isdisjoint(frames) else world.seen))
+
+
+def similarities(world: World, puzzle: Puzzle, samples: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The matrices of `samples` query samples, each good with chance `world.good`."""
+    return [similarity(world, puzzle.planted, bool(rng.random() < world.good), rng) for _ in range(samples)]
+
+
+def play(
+    world: World,
+    network: UNetSampler,
+    asked: Sequence[tuple[Puzzle, Sequence[np.ndarray]]],
+    draws: int,
+    rng: np.random.Generator,
+) -> list[Group]:
+    """A group for each puzzle and its similarity matrices: `draws` draws of each from the network's logits, answered."""
+    matrices = [matrix for _, of_puzzle in asked for matrix in of_puzzle for _ in range(draws)]
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    with torch.no_grad():
+        logits_BT = network.forward_inference(collate(matrices))["logits"]
+    chosen_BK = sample(logits_BT, world.budget, generator)
+    numbers = zip(log_prob(logits_BT, chosen_BK).tolist(), entropy(logits_BT).tolist(), strict=True)
+    selections = (
+        Selection(tuple(sorted(draw)), tuple(draw), score, spread, matrix, version=0)
+        for draw, (score, spread), matrix in zip(chosen_BK.tolist(), numbers, matrices, strict=True)
+    )
+    groups = []
+    for puzzle, of_puzzle in asked:
+        trajectories = []
+        for index in range(len(of_puzzle) * draws):
+            selection = next(selections)
+            right = answers_right(world, puzzle.planted, selection.frames, rng)
+            trajectories.append(
+                Trajectory(
+                    puzzle.question.id,
+                    index,
+                    index // draws,
+                    NO_TURN,
+                    ("",) * MAX_QUERIES,
+                    False,
+                    selection,
+                    NO_TURN,
+                    "A" if right else "B",
+                    Reward(ACCURACY * right, 0.0, 0.0),
+                )
+            )
+        groups.append(Group(puzzle.question, tuple(trajectories)))
+    return groups
+
+
+def recall(world: World, score: Callable[[list[np.ndarray]], np.ndarray], seed: int, questions: int = 400) -> float:
+    """Share of the planted frames among the K best scores, for the good queries of new questions.
+
+    `score`: from matrices [4, T] to scores [B, T].
+    """
+    rng = np.random.default_rng((seed, 1))
+    asked = puzzles(world, questions, rng)
+    scores_BT = score([similarity(world, puzzle.planted, True, rng) for puzzle in asked])
+    return mean(
+        len(puzzle.planted.intersection(topk_frames(scores_T, world.budget))) / len(puzzle.planted)
+        for puzzle, scores_T in zip(asked, scores_BT, strict=True)
+    )
+
+
+def logits_of(network: UNetSampler) -> Callable[[list[np.ndarray]], np.ndarray]:
+    """The network as a score of frames."""
+
+    @torch.no_grad()
+    def score(matrices: list[np.ndarray]) -> np.ndarray:
+        return network.forward_inference(collate(matrices))["logits"].numpy()
+
+    return score
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a sampler learnt."""
+
+    recalls: dict[int, float]
+    """Held-out recall by step, before the first and after the last among them."""
+    networks: dict[int, UNetSampler]
+    """The network as it was then."""
+    seconds: float
+    """Of all steps, without the start of the learner and the tests of recall."""
+
+    @property
+    def before(self) -> float:
+        return self.recalls[min(self.recalls)]
+
+    @property
+    def after(self) -> float:
+        return self.recalls[max(self.recalls)]
+
+
+async def train_bandit(
+    world: World,
+    config: SamplerConfig,
+    seed: int,
+    steps: int = 100,
+    questions: int = 16,
+    samples: int = 4,
+    draws: int = 4,
+    halts: Sequence[int] = (),
+) -> Training:
+    """Train a fresh sampler through its learner actor, on-policy: `questions` new groups of G x M trajectories a step.
+
+    `halts`: steps before which recall is measured and the network kept, besides the first and the end.
+    Needs a Ray cluster with room for the learner.
+    """
+    rng = np.random.default_rng((seed, 0))
+    network = make_sampler(config.channels, seed)
+    store = create_store(f"bandit-{uuid.uuid4().hex}")
+    learner = await LearnerGroup.start(SamplerLearner, (config, seed), config, ENV, ["SPREAD"] * config.world_size)
+    rollouts = PASS_RATE_ROLLOUTS if config.objective == "difficulty" else 0
+    training = Training({}, {}, 0.0)
+    seconds = 0.0
+    for step in range(steps + 1):
+        if step in {0, steps, *halts}:
+            training.recalls[step] = recall(world, logits_of(network), seed)
+            training.networks[step] = copy.deepcopy(network)
+        if step < steps:
+            start = time.perf_counter()
+            asked = [
+                (puzzle, similarities(world, puzzle, samples, rng))
+                for puzzle in puzzles(world, questions, rng, rollouts)
+            ]
+            await learner.update(sampler_batch(play(world, network, asked, draws, rng), config), step)
+            await learner.publish(store)
+            _, tensors = read_version(store, SAMPLER)
+            network.load_state_dict({name: tensor.clone() for name, tensor in tensors})
+            seconds += time.perf_counter() - start
+    return replace(training, seconds=seconds)
+
+
+Baseline = Literal["nested", "group", "none"]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One way to spend G * M answers on the gradient of a question."""
+
+    samples: int
+    """G."""
+    draws: int
+    """M."""
+    baseline: Baseline
+    """`nested`: mean of the other draws of the same queries. `group`: that of all others of the group."""
+
+
+def gradient_variance(
+    network: UNetSampler, world: World, estimators: Sequence[Estimator], seed: int, questions: int, repeats: int
+) -> dict[Estimator, Tensor]:
+    """Trace of the covariance of the gradient of one question, [questions, 2]: in all, and the part given the queries.
+
+    The network stays as it is. Every question is asked `repeats` times anew, and each time the draws (and the answers)
+    are made twice from the same queries, which tells the two parts apart. Estimators that differ only in their baseline
+    see the same trajectories.
+    """
+    rng = np.random.default_rng((seed, 2))
+    asked = puzzles(world, questions, rng)
+    shapes = dict.fromkeys((estimator.samples, estimator.draws) for estimator in estimators)
+    gradients: dict[Estimator, list[Tensor]] = {estimator: [] for estimator in estimators}
+    traces: dict[Estimator, list[Tensor]] = {estimator: [] for estimator in estimators}
+    for puzzle in asked:
+        for samples, draws in shapes:
+            of_shape = [e for e in estimators if (e.samples, e.draws) == (samples, draws)]
+            for _ in range(repeats):
+                matrices = similarities(world, puzzle, samples, rng)
+                for group in play(world, network, [(puzzle, matrices)] * 2, draws, rng):
+                    for estimator in of_shape:
+                        gradients[estimator].append(gradient(network, credit(group, estimator.baseline)))
+            for estimator in of_shape:
+                traces[estimator].append(_variances(torch.stack(gradients[estimator]).unflatten(0, (repeats, 2))))
+                gradients[estimator].clear()
+    return {estimator: torch.stack(of_questions) for estimator, of_questions in traces.items()}
+
+
+def _variances(gradients_R2P: Tensor) -> Tensor:
+    """Unbiased total variance, and its part within pairs, [2]."""
+    total = gradients_R2P.var(0).sum(-1).mean()
+    within = gradients_R2P.var(1).sum(-1).mean()
+    return torch.stack([total, within])
+
+
+def credit(group: Group, baseline: Baseline) -> tuple[SamplerSample, ...]:
+    """The samples of `group` under a baseline; that of the whole group takes all trajectories for one query sample's."""
+    if baseline == "group":
+        group = replace(group, trajectories=tuple(replace(trajectory, sample=0) for trajectory in group.trajectories))
+    return sampler_batch([group], SamplerConfig(baseline=baseline != "none"))
+
+
+def gradient(network: UNetSampler, samples: Sequence[SamplerSample]) -> Tensor:
+    """Gradient [P] of the sampler learner's loss, `-(weight * advantage * log_prob)` summed over the samples."""
+    parameters = list(network.parameters())
+    if not samples:
+        return torch.zeros(sum(parameter.numel() for parameter in parameters))
+    logits_BT = network.forward_train(collate([s.selection.similarity for s in samples]))["logits"]
+    draws_BK = torch.tensor([s.selection.draw for s in samples])
+    factors_B = torch.tensor([s.weight * s.advantage for s in samples])
+    loss = -(factors_B * log_prob(logits_BT, draws_BK)).sum()
+    return torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, parameters)])
+
+
+def ratio(over_N: Tensor, under_N: Tensor) -> tuple[float, float]:
+    """Ratio of the sums over questions, and its standard error by the jackknife that leaves one question out."""
+    left_N = (over_N.sum() - over_N) / (under_N.sum() - under_N)
+    size = len(left_N)
+    error = ((size - 1) / size * (left_N - left_N.mean()).square().sum()).sqrt()
+    return float(over_N.sum() / under_N.sum()), float(error)
+
+
+WORLD = World()
+CONFIG = SamplerConfig(channels=(16, 32), learning_rate=2e-3)
+"""What the benchmark and the tests train with."""
+
+MIXED = replace(WORLD, good=0.5)
+"""Where the gradient's variance is measured: half of the query samples show nothing."""
+
+SPLIT = tuple(Estimator(4, 4, baseline) for baseline in ("nested", "group", "none"))
+PLAIN = tuple(Estimator(16, 1, baseline) for baseline in ("group", "none"))
+"""16 answers a question: 4 query samples with 4 draws each, or 16 with one, whose only baseline is the group's."""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--questions", type=int, default=16, help="of the gradient's variance, a seed")
+    parser.add_argument("--repeats", type=int, default=24, help="of each of them")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    connect(ClusterConfig(object_store_gib=0.25))
+    halts = (0, options.steps // 2, options.steps * 3 // 4, options.steps)
+    runs: dict[str, list[Training]] = {"joint": [], "difficulty": []}
+    for seed in range(options.seeds):
+        for objective, trainings in runs.items():
+            config = CONFIG.model_copy(update={"objective": objective})
+            trainings.append(asyncio.run(train_bandit(WORLD, config, seed, options.steps, halts=halts)))
+    ray.shutdown()
+    console = Console()
+    console.print(_recalls(runs, halts))
+    for step in halts:
+        networks = [training.networks[step] for training in runs["joint"]]
+        console.print(_noise(networks, step, options.questions, options.repeats))
+
+
+def _recalls(runs: dict[str, list[Training]], halts: Sequence[int]) -> Table:
+    steps = [f"step {step}" for step in halts]
+    table = Table("objective", "seed", *steps, "s", title=f"recall at K; chance {WORLD.chance:.3f}")
+    for objective, trainings in runs.items():
+        for seed, training in enumerate(trainings):
+            recalls = [f"{training.recalls[step]:.3f}" for step in halts]
+            table.add_row(objective, str(seed), *recalls, f"{training.seconds:.1f}")
+    return table
+
+
+def _noise(networks: Sequence[UNetSampler], step: int, questions: int, repeats: int) -> Table:
+    """Variances as ratios to the nested estimator's, over the questions of all seeds."""
+    measured = [
+        gradient_variance(network, MIXED, SPLIT + PLAIN, seed, questions, repeats)
+        for seed, network in enumerate(networks)
+    ]
+    traces = {estimator: torch.cat([of_seed[estimator] for of_seed in measured]) for estimator in SPLIT + PLAIN}
+    table = Table(
+        "G x M", "baseline", "total", "draws alone", title=f"variance of the gradient, network of step {step}"
+    )
+    for estimator, trace_N2 in traces.items():
+        columns = zip(trace_N2.T, traces[SPLIT[0]].T, strict=True)
+        ratios = ["{:.2f} ± {:.2f}".format(*ratio(over_N, under_N)) for over_N, under_N in columns]
+        table.add_row(f"{estimator.samples} x {estimator.draws}", estimator.baseline, *ratios)
+    return table
+
+
+if __name__ == "__main__":
+    main()
