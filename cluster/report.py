@@ -64,9 +64,23 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
         (("sampler/entropy", "entropy", BLUE),),
     ),
     (
-        "Groups without signal",
-        "Questions whose trajectories all got the same reward, per step.",
-        (("groups/no_signal", "groups", BLUE),),
+        "Policy entropy",
+        "Of the MLLM's next-token distribution, nats per token.",
+        (("policy/entropy", "entropy", BLUE),),
+    ),
+    (
+        "Clip share",
+        "Tokens whose ratio was clipped, so that they pulled nowhere.",
+        (("policy/clip_share", "share", BLUE),),
+    ),
+    (
+        "Lost signal",
+        "Shares: groups whose rewards are all equal; replies of either turn that could not be parsed.",
+        (
+            ("rollout/groups_without_signal", "groups without signal", BLUE),
+            ("rollout/queries_unparsed", "query replies unparsed", ORANGE),
+            ("rollout/answers_unparsed", "answers unparsed", GREEN),
+        ),
     ),
 )
 """Title, caption, and metric, label, colour of each curve."""
@@ -89,7 +103,12 @@ TABLE = (
     ("sampler/loss", "sampler loss"),
     ("sampler/grad_norm", "sampler gradient norm"),
     ("sampler/entropy", "sampler entropy, nats"),
-    ("groups/no_signal", "groups without signal"),
+    ("policy/entropy", "policy entropy, nats per token"),
+    ("policy/clip_share", "clip share"),
+    ("rollout/group_size", "trajectories a group"),
+    ("rollout/groups_without_signal", "groups without signal, share"),
+    ("rollout/queries_unparsed", "query replies unparsed, share"),
+    ("rollout/answers_unparsed", "answers unparsed, share"),
     ("timing/step", "step time, s"),
 )
 """Metric and name of each line of the table."""
@@ -154,9 +173,13 @@ def write_report(run_dir: Path, frame_cache: FrameReader) -> Path:
 
 
 def _table(rows: Rows) -> list[dict[str, str]]:
-    """First and last value of every metric of TABLE that the run logged."""
+    """First and last value of every metric of TABLE that the run logged, and of the shares of parameters without gradient."""
     table = []
-    for metric, name in TABLE:
+    zeros = sorted({metric for row in rows for metric in row if "/zero_gradients/" in metric})
+    names = [
+        (metric, metric.replace("/zero_gradients/", " ") + ": weights without gradient, share") for metric in zeros
+    ]
+    for metric, name in (*TABLE, *names):
         if values := [row[metric] for row in rows if row.get(metric) is not None]:
             table.append({"name": name, "first": f"{values[0]:.3g}", "last": f"{values[-1]:.3g}"})
     return table

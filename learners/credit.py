@@ -1,8 +1,8 @@
 """What learns from what: from the groups of a step to the samples of both learners; derived in `docs/objectives.md`.
 
 Invariants: a turn or a draw whose advantage is 0 has no gradient and is not computed (unless a KL term or an entropy bonus
-pulls on it), but it counts where a mean divides; a query turn that M trajectories share is one sample; groups without signal are counted, never
-silently dropped.
+pulls on it), but it counts where a mean divides; a query turn that M trajectories share is one sample; groups without signal
+are counted, never silently dropped.
 """
 
 from __future__ import annotations

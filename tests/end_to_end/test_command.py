@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.config import Config
+from cluster.report import CURVES, TABLE
 from services.checkpoints import latest_checkpoint
 from services.metrics import read_metrics
 from services.trajectories import read_trajectories
@@ -85,6 +86,12 @@ def test_the_folder_tells_the_story(twins: tuple[Path, Path]) -> None:
     folder = twins[0]
     (row,) = read_metrics(folder)
     assert row.keys() >= LOGGED
+    assert row.keys() >= {metric for _, _, curves in CURVES for metric, _, _ in curves}
+    assert row.keys() >= {metric for metric, _ in TABLE}
+    assert row["rollout/groups"] == 3
+    assert row["rollout/group_size"] == 4
+    assert row["policy/skipped"] == 0
+    assert all(0 <= value < 1 for name, value in row.items() if "zero_gradients/" in name and name.startswith("policy"))
     assert row["policy/version"] == row["sampler/version"] == 1
     assert abs(row["policy/mismatch_kl"]) < 1e-6
     checkpoint = latest_checkpoint(folder)

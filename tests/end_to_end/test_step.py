@@ -95,7 +95,7 @@ async def tell(config: Config) -> Story:
     metrics = await update(fleet, config, first, 1, Clock())
     after = weights(fleet, POLICY), weights(fleet, SAMPLER)
     updated = await fixed_prompt()
-    second = await collect.collect(questions, 4, draws=1, step=2)
+    second = await collect.collect(questions, 2, draws=2, step=2)
     second_by_learner = await fleet.policy.call("log_probs", turns(second))
 
     vision_only = [(name, 1.5 * tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
@@ -157,6 +157,17 @@ def test_engine_and_learner_agree_on_the_sampled_tokens(story: Story, when: str)
     for sample, log_probs in zip(samples, by_learner, strict=True):
         assert len(sample.turn.response_ids) > 0
         np.testing.assert_allclose(log_probs, sample.turn.log_probs, atol=1e-4, rtol=0)
+
+
+def test_draws_share_their_query_turn_and_nothing_else(story: Story) -> None:
+    for group in story.second:
+        assert [trajectory.index for trajectory in group.trajectories] == [0, 1, 2, 3]
+        assert [len(sample) for sample in group.samples] == [2, 2]
+        for one, other in group.samples:
+            assert one.query_turn is other.query_turn
+            assert one.selection.draw != other.selection.draw
+        first, second = (sample[0].query_turn for sample in group.samples)
+        assert first.response_ids.tolist() != second.response_ids.tolist()
 
 
 def test_identical_weights_sent_again_change_nothing(story: Story) -> None:

@@ -13,8 +13,9 @@ from learners.positions import mrope_positions, seconds_per_grid
 VISUAL, TOKENS_PER_SECOND = 7, 2
 
 
-def of_engine(ids: np.ndarray, segments: list[tuple[int, tuple[int, int, int], float]]) -> np.ndarray:
-    """What vLLM computes: `segments` are (offset, merged grid, seconds per grid), grid cells of 2 x 2 patches."""
+def of_engine(ids: np.ndarray, segments: list[tuple[int, tuple[int, int, int], float | None]]) -> np.ndarray:
+    """What vLLM computes: `segments` are (offset, merged grid, seconds per grid or None for an image), grid cells of 2 x 2
+    patches."""
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Model
 
     model = SimpleNamespace(
@@ -23,9 +24,11 @@ def of_engine(ids: np.ndarray, segments: list[tuple[int, tuple[int, int, int], f
     model.iter_mm_grid_thw = lambda features: Model.iter_mm_grid_thw(model, features)
     features = [
         SimpleNamespace(
-            modality="video",
+            modality="image" if seconds is None else "video",
             mm_position=SimpleNamespace(offset=offset),
-            data={
+            data={"image_grid_thw": SimpleNamespace(data=torch.tensor([t, 2 * h, 2 * w]))}
+            if seconds is None
+            else {
                 "video_grid_thw": SimpleNamespace(data=torch.tensor([t, 2 * h, 2 * w])),
                 "second_per_grid_ts": SimpleNamespace(data=torch.tensor(seconds)),
             },
@@ -60,6 +63,13 @@ def test_two_segments_and_none() -> None:
     np.testing.assert_array_equal(ours, of_engine(ids, [(1, grids[0], 1.5), (7, grids[1], 4.5)]))
     text = np.arange(5) + 10
     np.testing.assert_array_equal(mrope_positions(text == VISUAL, [], []), np.tile(np.arange(5), (3, 1)))
+
+
+def test_images_behind_their_time_stamps_and_beside_a_video() -> None:
+    image, video = (1, 3, 4), (3, 2, 2)
+    ids = np.array([1, 2] + [VISUAL] * 12 + [3, 4, 5] + [VISUAL] * 12 + [6] + [VISUAL] * 12 + [7])
+    ours = mrope_positions(ids == VISUAL, [image, image, video], [1.0, 1.0, 2.5 * TOKENS_PER_SECOND])
+    np.testing.assert_array_equal(ours, of_engine(ids, [(2, image, None), (17, image, None), (30, video, 2.5)]))
 
 
 def test_tokens_that_do_not_match_the_grid() -> None:
