@@ -18,7 +18,8 @@ from rich.table import Table
 
 from cluster.config import Config
 from cluster.placement import plan
-from learners.config import LearnerConfig
+from learners.config import PolicyConfig
+from learners.policy import prepare_mllm
 from services.weights import KEEP
 
 GIB = 2**30
@@ -46,16 +47,16 @@ def describe(config: Config, console: Console) -> None:
 def estimate(config: Config) -> list[tuple[str, float | None, str]]:
     """Rows of (what, bytes or None when the model's size is unknown, how it was computed)."""
     policy, number = config.policy, {"float32": 4, "bfloat16": 2}[config.policy.dtype]
-    parameters, source = count_parameters(config)
+    parameters, trained, source = count_parameters(config)
     rows: list[tuple[str, float | None, str]] = []
     if policy.train:
-        rows.append(
-            (
-                f"policy rank, each of {policy.world_size}",
-                parameters and training_bytes(parameters, number, policy),
-                f"{source}; {policy.dtype}, AdamW in float32, ZeRO {policy.zero_stage}; without activations",
-            )
-        )
+        size = training_bytes(parameters, trained or 0.0, number, policy) if parameters else None
+        how = f"{source}; {policy.dtype}, AdamW in float32, ZeRO {policy.zero_stage}; without activations"
+        if trained is None:
+            how += " and the state of what is trained"
+        if policy.kl_coef > 0 and not policy.lora_rank:
+            how += "; the initial model besides, for the KL"
+        rows.append((f"policy rank, each of {policy.world_size}", size, how))
     rows.append(
         (
             f"rollout engine, each of {config.rollout.replicas}",
@@ -85,27 +86,36 @@ def estimate(config: Config) -> list[tuple[str, float | None, str]]:
     return rows
 
 
-def training_bytes(parameters: float, number: int, config: LearnerConfig) -> float:
+def training_bytes(parameters: float, trained: float, number: int, config: PolicyConfig) -> float:
     """Bytes of one rank: weights and gradients in `number` bytes, AdamW's moments (and master weights when the network is
-    not float32) in 4, each divided by the ranks from the ZeRO stage on that shards it."""
+    not float32) in 4, each divided by the ranks from the ZeRO stage on that shards it. Gradients and optimizer state are
+    those of the `trained` weights alone; a KL needs the initial weights once more, unless LoRA leaves them as they were."""
     shards = [config.world_size if config.zero_stage >= stage else 1 for stage in (1, 2, 3)]
     optimizer = 8 if number == 4 else 12
-    return parameters * (optimizer / shards[0] + number / shards[1] + number / shards[2])
+    copies = 2 if config.kl_coef > 0 and not config.lora_rank else 1
+    return trained * (optimizer / shards[0] + number / shards[1]) + copies * parameters * number / shards[2]
 
 
-def count_parameters(config: Config) -> tuple[float | None, str]:
-    """Parameters of the MLLM, and where the number comes from."""
-    folder = Path(config.policy.model) if config.policy.model else None
+def count_parameters(config: Config) -> tuple[float | None, float | None, str]:
+    """Parameters of the MLLM, how many of them (or of its adapters) are trained, and where the numbers come from; None where
+    that is not known."""
+    policy = config.policy
+    folder = Path(policy.model) if policy.model else None
     if folder is not None and (folder / "config.json").is_file():
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
         shape = Qwen2_5_VLConfig(**json.loads((folder / "config.json").read_text()))
         with torch.device("meta"):
-            model = Qwen2_5_VLForConditionalGeneration(shape)
-        count = float(sum(parameter.numel() for parameter in model.parameters()))
-        return count, f"{count / 1e9:.3g}B parameters by the model's config"
-    if config.policy.num_parameters is not None:
-        return config.policy.num_parameters, f"{config.policy.num_parameters / 1e9:.3g}B parameters by the recipe"
-    if not config.policy.model:
-        return None, "the toy world's model, a few million parameters"
-    return None, f"{config.policy.model} is not on this machine; set policy.num_parameters"
+            model = prepare_mllm(Qwen2_5_VLForConditionalGeneration(shape), policy)
+        count, trained = (
+            float(sum(p.numel() for name, p in model.named_parameters() if take(name, p)))
+            for take in (lambda name, p: ".lora_" not in name, lambda name, p: p.requires_grad)
+        )
+        return count, trained, f"{count / 1e9:.3g}B parameters by the model's config"
+    if policy.num_parameters is not None:
+        known = not policy.lora_rank and not policy.freeze_vision
+        trained_of_recipe = policy.num_parameters if known else None
+        return policy.num_parameters, trained_of_recipe, f"{policy.num_parameters / 1e9:.3g}B parameters by the recipe"
+    if not policy.model:
+        return None, None, "the toy world's model, a few million parameters"
+    return None, None, f"{policy.model} is not on this machine; set policy.num_parameters"

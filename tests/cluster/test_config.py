@@ -43,6 +43,12 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
         (["--polcy.learning_rate=1"], "did you mean policy.learning_rate"),
         (["--frames.budget=0"], "frames.budget: Input should be greater than or equal to 1"),
         (["--policy.clip_low=x"], "policy.clip_low: Input should be a valid number"),
+        (
+            ["--train.refills=2", "--sampler.objective=difficulty", "--policy.train=false"],
+            "train.refills: with sampler",
+        ),
+        (["--policy.dual_clip=1"], "policy.dual_clip: Input should be greater than 1"),
+        (["--policy.aggregation=mean"], "policy.aggregation: Input should be 'token-mean', 'seq-mean-token-mean' or"),
         (["--train.group_size=1"], "train.group_size: 1 leaves no group to compare with; at least 2"),
         (["--policy.train=false", "--selector.kind=uniform"], "leaves nothing to learn"),
         (["--sampler.objective=difficulty"], "sampler.objective: difficulty is stage 1"),
@@ -117,9 +123,11 @@ def test_bundles_that_fit_nowhere_are_named() -> None:
 
 def test_memory_of_a_rank_by_zero_stage() -> None:
     config = PolicyConfig(model="m", world_size=4)
-    by_stage = [training_bytes(1.0, 2, config.model_copy(update={"zero_stage": stage})) for stage in range(4)]
+    by_stage = [training_bytes(1.0, 1.0, 2, config.model_copy(update={"zero_stage": stage})) for stage in range(4)]
     assert by_stage == [12 + 2 + 2, 3 + 2 + 2, 3 + 0.5 + 2, 3 + 0.5 + 0.5]
-    assert training_bytes(1.0, 4, config) == 8 + 4 + 4
+    assert training_bytes(1.0, 1.0, 4, config) == 8 + 4 + 4
+    assert training_bytes(1.0, 0.1, 2, config) == pytest.approx(0.1 * (12 + 2) + 2), "frozen weights have no state"
+    assert training_bytes(1.0, 1.0, 4, config.model_copy(update={"kl_coef": 0.1})) == 8 + 4 + 2 * 4
 
 
 def test_the_estimate_reads_the_models_own_config(toy_config: Config) -> None:
@@ -128,6 +136,10 @@ def test_the_estimate_reads_the_models_own_config(toy_config: Config) -> None:
     assert "by the model's config" in how
     weights = (Path(toy_config.policy.model) / "model.safetensors").stat().st_size
     assert size == pytest.approx(4 * weights, rel=0.02), "weights, gradients and two moments in float32"
+    lora = toy_config.model_copy(update={"policy": toy_config.policy.model_copy(update={"lora_rank": 2})})
+    adapted = next(size for what, size, _ in estimate(lora) if what.startswith("policy rank"))
+    assert adapted is not None
+    assert weights < adapted < 1.3 * weights
 
 
 def test_a_dump_is_yaml() -> None:

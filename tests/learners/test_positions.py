@@ -67,7 +67,7 @@ def test_two_segments_and_none() -> None:
 
 def test_images_behind_their_time_stamps_and_beside_a_video() -> None:
     image, video = (1, 3, 4), (3, 2, 2)
-    ids = np.array([1, 2] + [VISUAL] * 12 + [3, 4, 5] + [VISUAL] * 12 + [6] + [VISUAL] * 12 + [7])
+    ids = np.array([1, 2] + [VISUAL] * 12 + [3, 4, 5] + [VISUAL] * 12 + [6] + [VISUAL] * 12 + [8])
     ours = mrope_positions(ids == VISUAL, [image, image, video], [1.0, 1.0, 2.5 * TOKENS_PER_SECOND])
     np.testing.assert_array_equal(ours, of_engine(ids, [(2, image, None), (17, image, None), (30, video, 2.5)]))
 
