@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,7 @@ def test_no_optimisation_and_no_split_changes_the_gradients(ray_cluster: None, t
     assert 0 < found["packed, prompts shared, one pass of 8"][0]["policy/clip_share"] < 1
 
 
-def test_an_engine_that_disagrees_beyond_the_limit_stops_the_run(ray_cluster: None, toy_config: Config) -> None:
+def test_a_disagreeing_engine_or_a_sample_without_its_frames_stops_the_run_and_leaves_the_weights(ray_cluster: None, toy_config: Config) -> None:
     config = toy_config.policy.model_copy(
         update={"num_cpus": 0.5, "mismatch_limit": 1e-3, "mismatch_action": "stop", "lora_rank": 2, "zero_stage": 2}
     )
@@ -280,6 +281,11 @@ def test_an_engine_that_disagrees_beyond_the_limit_stops_the_run(ray_cluster: No
         learner = await LearnerGroup.start(PolicyLearner, arguments, config, ENV, ["DEFAULT"])
         with pytest.raises(TrainingError, match="step 3: policy/mismatch_kl is .* above policy.mismatch_limit = 0.001"):
             await learner.update(samples, 3)
+        turn = samples[0].turn
+        visual = np.flatnonzero(turn.prompt_ids == video_token(toy_config))
+        lacking = replace(samples[0], turn=replace(turn, prompt_ids=np.delete(turn.prompt_ids, visual[0])))
+        with pytest.raises(TrainingError, match="turn 0: .* visual tokens in the prompt, but grids"):
+            await learner.update((lacking, *samples[1:]), 4)
         store = create_store("store-mismatch")
         await learner.publish(store)
         start = dict(load_plain(toy_config.policy.model).named_parameters())
