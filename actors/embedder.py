@@ -13,12 +13,17 @@ import torch
 
 from actors.config import EmbedderConfig
 from services.config import DataConfig, FramesConfig
-from services.embeddings import FeatureCache, similarity
+from services.embeddings import FeatureCache, remember_key, similarity
 from services.frames import FrameCache
 from services.schema import Video
 
 TEXT_CACHE = 65536
 """Text embeddings kept in memory."""
+
+
+def key_parameters(config: EmbedderConfig) -> tuple[str, str, str]:
+    """What features depend on besides the model itself."""
+    return config.pretrained, config.dtype, config.resize
 
 
 class EmbedderActor:
@@ -30,8 +35,9 @@ class EmbedderActor:
         torch.set_num_threads(config.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._clip = ClipEncoder(model, config.pretrained, config.dtype, config.resize, device, config.batch_size)
-        self._frames = FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline)
-        self._features = FeatureCache(data.cache, self._clip.key)
+        self._frames = FrameCache.of(data, frames)
+        self._features = FeatureCache(data.cache, self._clip.key, data.bucket)
+        remember_key(data.cache, model, key_parameters(config), self._clip.key)
         self._batch = config.batch_size
         self._embed_text = lru_cache(TEXT_CACHE)(lambda text: self._clip.encode_texts([text])[0])
 
@@ -41,20 +47,18 @@ class EmbedderActor:
     def prepare(self, path: str) -> Video:
         """Fill both caches for one video. Raises VideoError with the reason when it cannot be decoded."""
         video = self._frames.prepare(path)
-        if self._features.get(video.key) is None:
-            starts = range(0, video.num_frames, self._batch)
-            self._features.put(
-                video.key,
-                np.concatenate(
-                    [
-                        self._clip.encode_frames(
-                            self._frames.read(video.key, range(start, min(start + self._batch, video.num_frames)))
-                        )
-                        for start in starts
-                    ]
-                ),
-            )
+        self.embed(video.key)
         return video
+
+    def embed(self, key: str) -> None:
+        """Features of the cached frames of that key, unless they are there."""
+        if self._features.get(key) is None:
+            num_frames = self._frames.video(key).num_frames
+            batches = [
+                self._clip.encode_frames(self._frames.read(key, range(start, min(start + self._batch, num_frames))))
+                for start in range(0, num_frames, self._batch)
+            ]
+            self._features.put(key, np.concatenate(batches))
 
     def similarity(self, video: str, queries: tuple[str, ...]) -> np.ndarray:
         """[Q, T] float32 cosines of `queries` with the candidate frames of the video of that key."""

@@ -127,7 +127,7 @@ class RolloutActor:
         from services.weight_transfer import BACKEND
 
         self._config, self._params, self._refusal = config, SamplingParams, VLLMValidationError
-        self._frames = FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline)
+        self._frames = FrameCache.of(data, frames)
         on_cpu = config.num_gpus == 0
         engine = LLMEngine.from_engine_args(
             EngineArgs(

@@ -25,16 +25,12 @@ def resolve(config: Config, world: ToyWorld | None) -> Config:
         return str(Path(name).expanduser().absolute()) if is_folder(name) else name
 
     questions = config.data.questions or (world.questions if world else None)
-    if questions is None:
-        raise UserError(
-            "data.questions: empty, and there is no toyworld to take them from; name a parquet or JSONL file"
-        )
     root = config.data.video_root
     return config.model_copy(
         update={
             "data": config.data.model_copy(
                 update={
-                    "questions": questions.expanduser().absolute(),
+                    "questions": questions and questions.expanduser().absolute(),
                     "video_root": root and root.expanduser().absolute(),
                     "cache": config.data.cache.expanduser().absolute(),
                 }
@@ -59,7 +55,7 @@ def check_inputs(config: Config) -> None:
     """Raises UserError for a model or a questions file the run could not use. Hub names are left to the loaders."""
     model, clip, questions = config.policy.model, config.embedder.model, config.data.questions
     if questions is not None and not questions.expanduser().is_file():
-        raise UserError(f"data.questions: {questions}: no such file; name a parquet or JSONL file of questions")
+        raise UserError(f"data.questions: {questions}: no such file; name a file of questions (docs/data.md)")
     if model and is_folder(model):
         check_mllm(Path(model), on_cpu=config.rollout.num_gpus == 0)
     if clip and is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():

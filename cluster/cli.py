@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
               msjoe train cluster/recipes/toy.yaml --policy.learning_rate=1e-5 --run_dir=runs/mine
               msjoe train cluster/recipes/qwen2_5_vl_7b.yaml --dry-run
               msjoe report runs/mine                         make report.html anew
+              msjoe questions videomme.parquet               what a file of questions holds
+              msjoe prepare videos/ --cache /data/cache      decode and embed ahead of training
+              msjoe peek video.mp4 --at 3 61 --out frames/   cached frames as PNG files
         """),
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -76,6 +79,33 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="make a run's report.html anew")
     report.add_argument("run_dir", type=Path)
     report.set_defaults(command=_report)
+
+    prepare = commands.add_parser(
+        "prepare", help="decode and embed videos ahead of training; again: only what is missing"
+    )
+    prepare.add_argument("inputs", nargs="+", type=Path, help="questions files, folders of videos, videos")
+    prepare.add_argument("--recipe", type=Path, default=TOY, help="decides frame size and CLIP; fields as in train")
+    prepare.add_argument("--cache", type=Path, help="folder of the caches: short for --data.cache")
+    prepare.add_argument("--summary", type=Path, help="write every video's fate to this JSON file")
+    prepare.add_argument("--verify", action="store_true", help="read what is cached, and make anew what is damaged")
+    prepare.add_argument("--retry", action="store_true", help="try videos again that could not be decoded before")
+    prepare.set_defaults(command=_prepare)
+
+    peek = commands.add_parser("peek", help="cached frames of a video as PNG files")
+    peek.add_argument("video", type=Path)
+    peek.add_argument("--at", nargs="+", type=float, required=True, metavar="SECOND")
+    peek.add_argument("--out", type=Path, default=Path("."), help="folder for the files")
+    peek.add_argument("--recipe", type=Path, default=TOY, help="decides the frame size; fields as in train")
+    peek.add_argument("--cache", type=Path, help="folder of the caches: short for --data.cache")
+    peek.set_defaults(command=_peek)
+
+    questions = commands.add_parser("questions", help="what a file of questions holds, and what of it cannot be taken")
+    questions.add_argument("file", type=Path, help="parquet, JSON or JSON lines, of any known form")
+    questions.add_argument(
+        "--video_root", "--video-root", type=Path, help="folder that relative video paths start from"
+    )
+    questions.add_argument("--json", action="store_true", help="one JSON object instead of the page")
+    questions.set_defaults(command=_questions)
     return parser
 
 
@@ -135,6 +165,63 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
         raise UserError(f"{options.run_dir}: not a run's folder (it has no config.yaml)")
     config = Config(**yaml.safe_load(written.read_text()))
     print(report_run(options.run_dir, config.data, config.frames))
+
+
+def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+
+    from cluster.checks import check_inputs, resolve
+    from cluster.config import load_config
+    from cluster.prepare import find_videos, prepare, write_summary
+    from cluster.toyworld import make_world
+    from services.errors import UserError
+
+    config = load_config(options.recipe, [*_cache(options), *rest])
+    check_inputs(config)
+    videos = find_videos(options.inputs, config.data.video_root)
+    if not videos:
+        raise UserError(f"{', '.join(map(str, options.inputs))}: no video in there")
+    config = resolve(config, None if config.embedder.model else make_world(config))
+    prepared = prepare(config, videos, Console(), options.verify, options.retry)
+    if options.summary:
+        write_summary(options.summary, prepared)
+    if all(video.status == "quarantined" for video in prepared):
+        raise UserError("none of the videos can be read")
+
+
+def _peek(options: argparse.Namespace, rest: list[str]) -> None:
+    from cluster.config import load_config
+    from cluster.prepare import peek
+    from services.errors import UserError, VideoError
+
+    config = load_config(options.recipe, [*_cache(options), *rest])
+    try:
+        for path in peek(config, options.video, options.at, options.out):
+            print(path)
+    except VideoError as error:
+        raise UserError(str(error)) from None
+
+
+def _cache(options: argparse.Namespace) -> list[str]:
+    return [f"--data.cache={options.cache}"] if options.cache else []
+
+
+def _questions(options: argparse.Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+
+    from cluster.questions import as_json, show
+    from services.errors import UserError
+    from services.questions import scan_questions
+
+    if rest:
+        raise UserError(f"questions takes a file, --video_root and --json, not {' '.join(rest)}")
+    found = scan_questions(options.file, options.video_root)
+    if options.json:
+        print(as_json(options.file, found))
+    else:
+        show(options.file, found, Console())
+    if not found.questions:
+        raise UserError(f"{options.file}: no row gave a question")
 
 
 if __name__ == "__main__":

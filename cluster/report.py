@@ -143,7 +143,7 @@ class FrameReader(Protocol):
 
 def report_run(run_dir: Path, data: DataConfig, frames: FramesConfig) -> Path:
     """`write_report` with the frame cache of the run's config."""
-    return write_report(run_dir, FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline))
+    return write_report(run_dir, FrameCache.of(data, frames))
 
 
 def write_report(run_dir: Path, frame_cache: FrameReader) -> Path:

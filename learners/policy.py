@@ -156,7 +156,7 @@ class PolicyLearner(LearnerRank):
         super().__init__(config, rank, config.dtype)
         self.config: PolicyConfig = config
         self._model, self._temperature = model, temperature
-        self._frames = FrameCache(data.cache, frames.tokens_per_frame, data.decode_deadline)
+        self._frames = FrameCache.of(data, frames)
         self._processor = load_video_processor(model)
 
     def build(self) -> torch.nn.Module:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -26,12 +27,19 @@ class DataConfig(Section):
     """Questions, videos and where decoded frames and features are kept."""
 
     questions: Path | None = None
-    """Training questions, parquet or JSONL (`docs/data.md`). Empty: those of the toy world."""
+    """Training questions, in any form that `msjoe questions` recognises (`docs/data.md`). Empty: those of the toy world."""
     video_root: Path | None = None
     """Folder that relative video paths start from. Empty: the folder of the questions file."""
     cache: Path = Field(default_factory=default_cache)
     """Folder of the frame and feature caches; on a cluster, one that every node sees.
     Default `$MSJOE_CACHE`, else `~/.cache/msjoe`."""
+    bucket: str = ""
+    """Address that the caches of many machines are shared through (`s3://…`, `gs://…`): what `cache` lacks is fetched from
+    there once, what is made is put there. Empty: none."""
+    decoders: int = Field(default=4, ge=1)
+    """Decoders of `msjoe prepare`, at most; it starts with one and adds more while they pay."""
+    decoder_cpus: float = Field(default=1.0, gt=0)
+    """CPUs that Ray reserves for a decoder."""
     decode_deadline: float = Field(default=600.0, gt=0)
     """Seconds one video may take to decode before its decoder is killed and the video left out."""
 
@@ -43,6 +51,9 @@ class FramesConfig(Section):
     """K: key frames shown in the answer turn (paper: 32 or 64)."""
     tokens_per_frame: int = Field(default=256, ge=1)
     """Largest number of visual tokens of a key frame; also the size frames are cached at (ours)."""
+    encoding: Literal["raw", "jpeg"] = "raw"
+    """How cached frames are kept: as they were decoded, or as JPEGs of a sixth of the bytes, which cost time to read and are
+    not exactly the same pixels."""
     preview_tokens_per_frame: int = Field(default=32, ge=1)
     """Largest number of visual tokens of a preview frame in the query turn (paper: 32)."""
 

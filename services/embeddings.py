@@ -1,7 +1,8 @@
 """The cache of CLIP's frame features, and the similarity of queries with them.
 
-A feature file is `<root>/features/v1/<model key>/<video key[:2]>/<video key>.arrow`: Arrow IPC, one record batch, one
-column `feature` (fixed-size list of D float16), row i the normalised embedding of candidate frame i.
+A feature file is `<root>/features/v2/<model key>/<video key[:2]>/<video key>.arrow`: Arrow IPC, one record batch, one
+column `feature` (fixed-size list of D float16), row i the normalised embedding of candidate frame i; the schema's metadata hold
+the CRC-32 of all of them.
 
 Invariants: a file appears whole or not at all; the model key covers everything that features depend on: weights,
 architecture, preprocessing, number type. `Q` queries, `T` candidate frames, `D` dimensions of an embedding.
@@ -9,42 +10,90 @@ architecture, preprocessing, number type. `Q` queries, `T` candidate frames, `D`
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 
-from services.frames import written_whole
+from services.storage import Storage, written_whole
 
 
 class FeatureCache:
     """Frame features [T, D] float16 under `root`, of the model that `model_key` names."""
 
-    def __init__(self, root: Path, model_key: str) -> None:
-        self.folder = root / "features" / "v1" / model_key
+    def __init__(self, root: Path, model_key: str, bucket: str = "") -> None:
+        self.model_key = model_key
+        self._storage = Storage(root, bucket)
 
     def get(self, video_key: str) -> np.ndarray | None:
         """The features as a read-only view of the memory-mapped file; None when there are none yet."""
-        try:
-            table = pa.ipc.open_file(pa.memory_map(str(self._file(video_key)))).read_all()
-        except (FileNotFoundError, pa.ArrowInvalid):
-            return None
-        column = table.column("feature").chunk(0)
-        return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
+        return found[0] if (found := self._open(video_key)) else None
 
     def put(self, video_key: str, features: np.ndarray) -> None:
         """Keep `features` [T, D], as float16. Raises UserError when the cache cannot be written."""
-        flat = pa.array(np.ascontiguousarray(features, np.float16).reshape(-1))
-        table = pa.table({"feature": pa.FixedSizeListArray.from_arrays(flat, features.shape[1])})
+        half = np.ascontiguousarray(features, np.float16)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), half.shape[1])
+        table = pa.table({"feature": column}).replace_schema_metadata({"checksum": str(crc32(half.data))})
         with (
-            written_whole(self._file(video_key)) as temporary,
+            self._storage.write(self._name(video_key)) as temporary,
             pa.OSFile(str(temporary), "wb") as sink,
             pa.ipc.new_file(sink, table.schema) as writer,
         ):
             writer.write_table(table)
 
-    def _file(self, video_key: str) -> Path:
-        return self.folder / video_key[:2] / f"{video_key}.arrow"
+    def damage(self, video_key: str) -> str | None:
+        """What is wrong with the cached features of a video; None when they are as written, or there are none."""
+        found = self._open(video_key)
+        return "the features are not as they were written" if found and crc32(found[0].data) != found[1] else None
+
+    def remove(self, video_key: str) -> None:
+        """Forget the features of a video."""
+        self._storage.remove(self._name(video_key))
+
+    def _open(self, video_key: str) -> tuple[np.ndarray, int] | None:
+        """The mapped features and their checksum; None when there are none, or only what a crashed machine left of them."""
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self._storage.find(self._name(video_key)))))
+            column = reader.read_all().column("feature").chunk(0)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
+        features = column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
+        return features, int(reader.schema.metadata[b"checksum"])
+
+    def _name(self, video_key: str) -> str:
+        return f"features/v2/{self.model_key}/{video_key[:2]}/{video_key}.arrow"
+
+
+def known_key(root: Path, model: str, parameters: Sequence[str]) -> str | None:
+    """The key of a CLIP that was loaded before, without loading it; None when it was not, or its files changed since.
+
+    `model` is a folder or an open_clip name, `parameters` whatever else its key depends on.
+    """
+    try:
+        return _key_file(root, model, parameters).read_text()
+    except FileNotFoundError:
+        return None
+
+
+def remember_key(root: Path, model: str, parameters: Sequence[str], key: str) -> None:
+    """What `known_key` is to answer from now on."""
+    with written_whole(_key_file(root, model, parameters)) as temporary:
+        temporary.write_text(key)
+
+
+def _key_file(root: Path, model: str, parameters: Sequence[str]) -> Path:
+    """Named by all that can change the key without a change of the config: the folder's files, and open_clip's version."""
+    folder = Path(model.removeprefix("local-dir:"))
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    identity = [model, *parameters, version("open_clip_torch"), stats]
+    name = blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
+    return root / "hashes" / "v1" / "clip" / name
 
 
 def similarity(text_features: np.ndarray, frame_features: np.ndarray) -> np.ndarray:

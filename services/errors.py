@@ -10,5 +10,9 @@ class VideoError(Exception):
     """A video that cannot be read; the message is the reason. The caller quarantines the video and goes on."""
 
 
+class DecoderLost(VideoError):
+    """The decoder was killed or overran its deadline: the video itself may be sound, another try may work."""
+
+
 class TrainingError(Exception):
     """The run cannot go on: a NaN, a dead actor, a call past its deadline. Exit code 1."""

@@ -1,9 +1,10 @@
 """The frame cache: every video decoded once, its candidate frames kept as uint8 and read by index.
 
-A frame file is `<root>/frames/v1/<key[:2]>/<key>.arrow`: Arrow IPC, one record batch a frame, with columns `second`
-(float64, the frame's timestamp) and `pixels` (fixed-size binary, [height, width, 3]); the schema's metadata hold height,
-width and the path it was first decoded from. The key is a hash of the video file's content, the decode rule and the token
-limit.
+A frame file is `<root>/frames/v2/<key[:2]>/<key>.arrow`: Arrow IPC, one record batch a frame, with columns `second`
+(float64, the frame's timestamp), `checksum` (CRC-32 of the others) and `pixels` ([height, width, 3] raw in a fixed-size binary,
+or a JPEG); the schema's metadata hold height, width, encoding and the path it was first decoded from. The key is a hash of
+the video file's content, the decode rule, the token limit and the encoding. `<root>/quarantine/v1/` holds the reason for each
+content that cannot be decoded.
 
 Invariants: a file appears whole or not at all, whoever else writes it; reading frames touches those frames' bytes only;
 equal keys mean equal pixels, so two paths to one content share a file.
@@ -13,58 +14,73 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b, file_digest
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 
-from services.errors import UserError, VideoError
+from services.errors import DecoderLost, VideoError
 from services.schema import Video, VisualInput
+from services.storage import Storage, written_whole
 from services.video import DECODE_RULE, DecodeProcess, Frame, frame_size
 
+if TYPE_CHECKING:
+    from services.config import DataConfig, FramesConfig
+
+Encoding = Literal["raw", "jpeg"]
+JPEG_QUALITY = 95
+"""With full colour resolution: about a sixth of the raw bytes on photographs."""
 OPEN_VIDEOS = 64
 """Memory maps one cache keeps open."""
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it becomes `path` when the block ends well, and is removed when not.
-
-    Raises UserError naming the path when the file system refuses (full, read-only, not a folder).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
-
-
-def write_frames(path: Path, source: str, frames: Iterator[Frame]) -> None:
+def write_frames(path: Path, source: str, encoding: Encoding, frames: Iterator[Frame]) -> None:
     """Write `frames`, at least one and all of one size, as they come; `source` is the video's path."""
     first = next(frames)
     height, width, _ = first[1].shape
-    metadata = {"height": str(height), "width": str(width), "path": source}
-    types = [pa.float64(), pa.binary(first[1].nbytes)]
-    schema = pa.schema(list(zip(("second", "pixels"), types, strict=True)), metadata=metadata)
+    metadata = {"height": str(height), "width": str(width), "encoding": encoding, "path": source}
+    pixel_type = pa.binary(first[1].nbytes) if encoding == "raw" else pa.binary()
+    fields = {"second": pa.float64(), "checksum": pa.uint32(), "pixels": pixel_type}
+    schema = pa.schema(list(fields.items()), metadata=metadata)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for second, pixels in chain([first], frames):
+            data = np.ascontiguousarray(pixels) if encoding == "raw" else np.frombuffer(_to_jpeg(pixels), np.uint8)
             # From buffers: pa.array would import pandas, which takes longer than decoding a short video.
-            buffers = (pa.py_buffer(np.float64(second)), pa.py_buffer(pixels))
-            columns = [pa.Array.from_buffers(kind, 1, [None, data]) for kind, data in zip(types, buffers, strict=True)]
+            checksum = np.uint32(_checksum(second, data))
+            columns = [
+                pa.Array.from_buffers(fields["second"], 1, [None, pa.py_buffer(np.float64(second))]),
+                pa.Array.from_buffers(fields["checksum"], 1, [None, pa.py_buffer(checksum)]),
+                pa.Array.from_buffers(pixel_type, 1, [None, *_offsets(encoding, data), pa.py_buffer(data)]),
+            ]
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+def _offsets(encoding: Encoding, data: np.ndarray) -> list[pa.Buffer]:
+    """Where a value of variable length begins and ends."""
+    return [] if encoding == "raw" else [pa.py_buffer(np.array([0, data.nbytes], np.int32))]
+
+
+def _to_jpeg(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return file.getvalue()
+
+
+def _from_jpeg(data: Any) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(BytesIO(data)))
 
 
 class FrameCache:
@@ -73,29 +89,72 @@ class FrameCache:
     Threads may share it. Holds a child process and memory maps: make one where it is used rather than sending it.
     """
 
-    def __init__(self, root: Path, max_tokens: int, deadline: float) -> None:
-        self.root = root
-        self.max_tokens = max_tokens
-        self.deadline = deadline
+    def __init__(
+        self, root: Path, max_tokens: int, deadline: float, encoding: Encoding = "raw", bucket: str = ""
+    ) -> None:
+        self.root, self.max_tokens, self.deadline, self.encoding = root, max_tokens, deadline, encoding
         self.decodes = 0
         """Videos this cache has decoded: those it did not find."""
+        self._storage = Storage(root, bucket)
         self._process = DecodeProcess()
         self._decoding = threading.Lock()
         self._opening = threading.Lock()
         self._open_videos: OrderedDict[str, pa.RecordBatchFileReader] = OrderedDict()
 
-    def prepare(self, path: str | Path) -> Video:
+    @classmethod
+    def of(cls, data: DataConfig, frames: FramesConfig) -> FrameCache:
+        """The cache that a run's config asks for."""
+        return cls(data.cache, frames.tokens_per_frame, data.decode_deadline, frames.encoding, data.bucket)
+
+    def prepare(self, path: str | Path, retry: bool = False) -> Video:
         """The video at `path`, decoded first when the cache lacks it.
 
-        Raises VideoError when it cannot be decoded, UserError when the cache cannot be written.
+        Raises VideoError when it cannot be decoded, at once when that is known of its content already (`retry` tries anew);
+        UserError when the cache cannot be written.
         """
         path = os.path.abspath(path)
         key = self._key(path)
         video = self._whole(key)
         if video is None:
+            if not retry and (reason := self._quarantined(key)):
+                raise VideoError(f"{path}: {reason}")
             with self._decoding:
                 video = self._whole(key) or self._decode(path, key)
         return replace(video, path=path)
+
+    def find(self, path: str | Path) -> Video | None:
+        """The video at `path` as it is cached; None when it is not. Decodes nothing.
+
+        Raises VideoError when it cannot be read or is known to be undecodable.
+        """
+        key = self._key(path := os.path.abspath(path))
+        video = self._whole(key)
+        if video is None and (reason := self._quarantined(key)):
+            raise VideoError(f"{path}: {reason}")
+        return video and replace(video, path=path)
+
+    def damage(self, key: str) -> str | None:
+        """What is wrong with the cached frames of this key: a frame whose bytes changed; None when all are as written."""
+        reader = self._reader(key)
+        for index in range(reader.num_record_batches):
+            try:
+                batch = reader.get_batch(index)
+                found = _checksum(batch.column("second")[0].as_py(), _stored(batch))
+            except pa.ArrowException as error:
+                return f"frame {index} cannot be read ({error})"
+            if found != batch.column("checksum")[0].as_py():
+                return f"frame {index} is not as it was written"
+        return None
+
+    def remove(self, key: str) -> None:
+        """Forget the cached frames of this key."""
+        with self._opening:
+            self._open_videos.pop(key, None)
+        self._storage.remove(_name(key))
+
+    def nbytes(self, key: str) -> int:
+        """Bytes of the file of this key."""
+        return self._storage.find(_name(key)).stat().st_size
 
     def video(self, key: str) -> Video:
         """The cached video of this key. Raises FileNotFoundError when there is none."""
@@ -109,12 +168,13 @@ class FrameCache:
         Raises FileNotFoundError when the video is not cached, IndexError for an index outside 0…T-1.
         """
         video, reader = self.video(key), self._reader(key)
+        raw = reader.schema.metadata[b"encoding"] == b"raw"
         frames = np.empty((len(indices), video.height, video.width, 3), np.uint8)
         for frame, index in zip(frames, indices, strict=True):
             if not 0 <= index < video.num_frames:
                 raise IndexError(f"{video.path}: frame {index} of {video.num_frames}")
-            pixels = reader.get_batch(int(index)).column("pixels").buffers()[1]
-            frame[:] = np.frombuffer(pixels, np.uint8).reshape(frame.shape)
+            data = _stored(reader.get_batch(int(index)))
+            frame[:] = np.frombuffer(data, np.uint8).reshape(frame.shape) if raw else _from_jpeg(data)
         return frames
 
     def close(self) -> None:
@@ -131,13 +191,25 @@ class FrameCache:
             return None
 
     def _decode(self, path: str, key: str) -> Video:
-        with written_whole(self._file(key)) as temporary:
-            self._process.decode(path, self.max_tokens, partial(write_frames, temporary, path), self.deadline)
+        with self._storage.write(_name(key)) as temporary:
+            write = partial(write_frames, temporary, path, self.encoding)
+            try:
+                self._process.decode(path, self.max_tokens, write, self.deadline)
+            except DecoderLost:
+                raise
+            except VideoError as error:
+                with self._storage.write(_quarantine_name(key)) as record:
+                    record.write_text(str(error).removeprefix(f"{path}: "))
+                raise
         self.decodes += 1
         return self.video(key)
 
-    def _file(self, key: str) -> Path:
-        return self.root / "frames" / "v1" / key[:2] / f"{key}.arrow"
+    def _quarantined(self, key: str) -> str | None:
+        """Why this content cannot be decoded; None when it was never found so."""
+        try:
+            return self._storage.find(_quarantine_name(key)).read_text()
+        except FileNotFoundError:
+            return None
 
     def _key(self, path: str) -> str:
         """Content address of the frames; the content's hash is remembered by path, size and time of change."""
@@ -154,16 +226,33 @@ class FrameCache:
                     temporary.write_text(content)
         except OSError as error:
             raise VideoError(f"{path}: cannot be read ({error.strerror or error})") from error
-        return _hash(f"{known.read_text()}\n{DECODE_RULE}\n{self.max_tokens}")
+        return _hash(f"{known.read_text()}\n{DECODE_RULE}\n{self.max_tokens}\n{self.encoding}")
 
     def _reader(self, key: str) -> pa.RecordBatchFileReader:
         with self._opening:
             if key not in self._open_videos:
-                self._open_videos[key] = pa.ipc.open_file(pa.memory_map(str(self._file(key))))
+                self._open_videos[key] = pa.ipc.open_file(pa.memory_map(str(self._storage.find(_name(key)))))
                 if len(self._open_videos) > OPEN_VIDEOS:
                     self._open_videos.popitem(last=False)
             self._open_videos.move_to_end(key)
             return self._open_videos[key]
+
+
+def _name(key: str) -> str:
+    return f"frames/v2/{key[:2]}/{key}.arrow"
+
+
+def _quarantine_name(key: str) -> str:
+    return f"quarantine/v1/{key[:2]}/{key}.txt"
+
+
+def _checksum(second: float, pixels: Any) -> int:
+    return crc32(pixels, crc32(np.float64(second).tobytes()))
+
+
+def _stored(batch: pa.RecordBatch) -> Any:
+    """The bytes of its one frame, mapped, not read."""
+    return batch.column("pixels")[0].as_buffer()
 
 
 def _hash(text: str) -> str:

@@ -36,6 +36,12 @@ class Question:
     pass_rate: float | None = None
     """Share of right answers of the base MLLM with uniform frames, 0…1; None when never measured."""
     data_source: str = ""
+    group: tuple[str, ...] = ()
+    """Groups its benchmark reports by, such as a duration or tasks; a question may count in several."""
+    subtitles: str | None = None
+    """Path of the video's subtitle file, absolute once read; None when there is none."""
+    subtitle_offset: float = 0.0
+    """Seconds on the subtitles' clock at which the video starts."""
 
 
 @dataclass(frozen=True)

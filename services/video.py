@@ -3,15 +3,14 @@
 The rule (`DECODE_RULE`; a change of it is a new version): time runs from the first frame's timestamp. Candidate `i` is the
 frame on screen at second `i`, the last one whose timestamp is at most `i + EPSILON`; there are
 `T = floor(last timestamp + EPSILON) + 1` of them, so a video of N whole seconds has N, and the shortest has one. Choosing by
-timestamps makes variable frame rates right; no container is asked for its duration, which many state wrongly.
+timestamps makes variable frame rates right; the number of frames that a container states is never used. Pictures are upright
+and have square pixels, as a player shows them.
 
-Invariants: a video gives all its candidates or a `VideoError` with the reason, never some of them; memory does not grow
-with its length, because frames stream one by one; no video library is loaded outside the child, and the child loads neither
-torch nor ray.
+Invariants: a video gives all its candidates or a `VideoError` with the reason, never some of them, nor one that the decoder
+had to patch up; memory does not grow with its length, because frames stream one by one; no video library is loaded outside
+the child, and the child loads neither torch nor ray.
 
-decord reads first where all of the video's frames, at the size asked for, fit into `DECORD_BYTES`: its decoding thread runs
-ahead of the reader without bound, so that its memory may hold them all. PyAV reads longer ones, and what decord gives up on;
-decord, with its own older FFmpeg, gets what PyAV gives up on.
+PyAV reads everything, on one thread. It decodes what a shown frame may depend on, and only shown frames are converted.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import signal
 import subprocess
 import sys
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from multiprocessing import Pipe
@@ -31,22 +31,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from services.errors import VideoError
+from services.errors import DecoderLost, VideoError
 
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
-DECODE_RULE = "1"
+DECODE_RULE = "2"
 """Version of the rule above; part of the key of every cached frame."""
 EPSILON = 0.005
-"""Seconds: readers round timestamps, and a frame meant for second `i` may say a little more."""
+"""Seconds: containers round timestamps, and a frame meant for second `i` may say a little more."""
 LONGEST_FRAME = 3600.0
 """Seconds one frame may stay on screen; more is a broken clock, and would fill the disk with copies of one frame."""
+OVERSTATED = 0.25
+"""Seconds by which a sound file may end before the end its container states: they round, and count the sound's padding."""
+REORDERED = 32
+"""Packets that may lie between two frames shown one after the other; H.264 allows 16."""
 PATCH = 28
 """Pixels of one visual token's side."""
-DECORD_BYTES = 256 * 2**20
-"""Of frames that decord may hold decoded at once."""
 GRACE = 10
 """Seconds past the deadline after which a child ends itself, should its parent be gone."""
 
@@ -55,10 +57,6 @@ Frame = tuple[float, np.ndarray]
 Write = Callable[[Iterator[Frame]], None]
 """What becomes of the frames; picklable, run in the child. An OSError it raises reaches the caller as it is."""
 Item = TypeVar("Item")
-
-
-class ReaderError(Exception):
-    """One reader could not read the video; another may."""
 
 
 def frame_size(height: int, width: int, max_tokens: int) -> tuple[int, int]:
@@ -87,13 +85,13 @@ def frame_size(height: int, width: int, max_tokens: int) -> tuple[int, int]:
 def each_second(shown: Iterable[tuple[float, Item]]) -> Iterator[tuple[float, Item]]:
     """Of frames (timestamp, frame) in the order they are shown, the first at 0, the one on screen at second 0, 1, 2, …
 
-    Raises ReaderError when timestamps run backwards or jump by more than `LONGEST_FRAME`.
+    Raises VideoError when timestamps run backwards or jump by more than `LONGEST_FRAME`.
     """
     second, held = 0, None
     for item in shown:
         if held is not None:
             if not -EPSILON < item[0] - held[0] < LONGEST_FRAME:
-                raise ReaderError(f"timestamps jump from {held[0]:.3f} s to {item[0]:.3f} s")
+                raise VideoError(f"timestamps jump from {held[0]:.3f} s to {item[0]:.3f} s")
             while item[0] > second + EPSILON:
                 yield held
                 second += 1
@@ -103,112 +101,141 @@ def each_second(shown: Iterable[tuple[float, Item]]) -> Iterator[tuple[float, It
 
 
 def decode(path: str, max_tokens: int, write: Write) -> None:
-    """Pass the video's candidate frames to `write`, rescaled to `frame_size`; all anew when one reader gives up.
+    """Pass the video's candidate frames to `write`, rescaled to `frame_size`.
 
-    Raises VideoError with the reasons of both.
+    Raises VideoError with the reason when not all can be had.
     """
-    shown_height, shown_width, num_frames = _probe(path)
-    height, width = frame_size(shown_height, shown_width, max_tokens)
-    readers = [_decord_frames, _pyav_frames]
-    if num_frames * height * width * 3 > DECORD_BYTES:
-        readers.reverse()
-    reasons = []
-    for reader in readers:
-        try:
-            return write(_guarded(reader(path, height, width)))
-        except ReaderError as error:
-            reasons.append(f"{reader.__name__.split('_')[1]}: {error}")
-    raise VideoError(f"{path}: cannot be decoded ({'; '.join(reasons)})")
+    write(_candidates(path, max_tokens))
 
 
-def _probe(path: str) -> tuple[int, int, float]:
-    """Height and width of the picture as shown, upright; and about how many frames there are (infinite: unknown)."""
+def _candidates(path: str, max_tokens: int) -> Iterator[Frame]:
+    """The candidate frames; whatever goes wrong in making them is a VideoError, which names the path."""
     import av
 
     try:
         with av.open(path) as container:
             stream = _stream(container)
-            frame = next(container.decode(stream), None) if stream else None
-            if stream:
-                seconds = container.duration / av.time_base if container.duration else math.inf
-                num_frames = max(stream.frames, seconds * float(stream.average_rate or math.inf))
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: not a readable video ({_first_line(error)})") from error
-    if frame is None:
-        raise VideoError(f"{path}: has no {'frame' if stream else 'video stream'}")
-    if frame.rotation % 180:
-        return frame.width, frame.height, num_frames
-    return frame.height, frame.width, num_frames
+            stream.codec_context.thread_count = 1  # frame threads can deadlock when reading stops early
+            size = None
+            for time, frame in each_second(_shown(container, stream)):
+                size = size or _size(frame, stream.sample_aspect_ratio or Fraction(1), max_tokens)
+                yield time, _upright(frame, *size)
+            if size is None:
+                raise VideoError("has no frame")
+    except Exception as error:
+        raise VideoError(f"{path}: {_reason(error)}") from error
 
 
-def _stream(container: InputContainer) -> av.VideoStream | None:
-    """The main video stream, None when there is none; a song's cover is not one."""
+def _stream(container: InputContainer) -> av.VideoStream:
+    """The main video stream; a song's cover is not one."""
     import av
 
     stream = container.streams.best("video")
     cover = av.stream.Disposition.attached_pic
-    return stream if isinstance(stream, av.VideoStream) and not stream.disposition & cover else None
+    if not isinstance(stream, av.VideoStream) or stream.disposition & cover:
+        raise VideoError("has no video stream that can be decoded")
+    return stream
 
 
-def _pyav_frames(path: str, height: int, width: int) -> Iterator[Frame]:
-    """Read without frame threads, which can deadlock when reading stops early."""
+def _shown(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Frames in the order they are shown, each with its time since the first; one without a timestamp follows evenly.
+
+    Not all frames: of H.264, one that no other depends on stays undecoded where another follows it within its second.
+    """
     import av
+
+    context, tick = stream.codec_context, float(stream.time_base or 0)
+    has_pts = container.format.name != "avi"  # which knows the order of decoding only
+    start = time = 0.0
+    begun = may_skip = False
+    recent: deque[float] = deque(maxlen=REORDERED)
+    for packet in _packets(container, stream):
+        if may_skip and packet.pts is not None and not packet.is_discard:
+            at = packet.pts * tick - start
+            context.skip_frame = "NONREF" if _outshone(at, recent) else "DEFAULT"
+            recent.append(at)
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            raise VideoError(f"cannot be decoded after second {time - start:.1f} ({error.strerror})") from error
+        for frame in frames:
+            stamp = frame.pts if has_pts else frame.dts
+            if stamp is not None:
+                time = stamp * tick
+            elif begun and stream.guessed_rate:
+                time += 1 / float(stream.guessed_rate)
+            if not begun:
+                start, begun = time, True
+            if frame.is_corrupt:
+                raise VideoError(f"is damaged at second {time - start:.1f}")
+            may_skip = has_pts and context.name == "h264" and not frame.interlaced_frame
+            yield time - start, frame
+
+
+def _outshone(time: float, others: Iterable[float]) -> bool:
+    """Whether one of `others` is shown after `time` and before or at the next whole second: no candidate is shown at `time`."""
+    second = math.ceil(time - 2 * EPSILON)
+    return any(time < other <= second for other in others)
+
+
+def _packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet[Any]]:
+    """The stream's packets. Raises VideoError when one is damaged, or the file ends a candidate before its container says.
+
+    What a container says of the stream counts; else what it says of the longest of its streams, all of them then measured.
+    """
+    import av
+
+    start = float((stream.start_time or 0) * (stream.time_base or 0))
+    end = reached = 0.0
+    if stream.duration is not None:
+        end = start + float(stream.duration * (stream.time_base or 0))
+    elif container.duration is not None:
+        end = container.duration / av.time_base
+    damaged = None
+    for packet in container.demux():
+        own = packet.stream is stream
+        if packet.pts is not None and (own or stream.duration is None):
+            reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if own and packet.is_corrupt:
+            damaged = reached if damaged is None else damaged
+        elif own:
+            yield packet
+    if start + math.ceil(reached - start - EPSILON) < end - OVERSTATED:
+        raise VideoError(f"ends at second {reached:.1f} of {end:.1f}")
+    if damaged is not None:
+        raise VideoError(f"is damaged at second {damaged:.1f}")
+
+
+def _size(frame: av.VideoFrame, pixel_aspect: Fraction, max_tokens: int) -> tuple[int, int]:
+    """The (height, width) to show the video at, by its first frame: upright, its pixels square."""
+    height, width = frame.height, max(1, round(frame.width * pixel_aspect))
+    return frame_size(width, height, max_tokens) if _quarters(frame) % 2 else frame_size(height, width, max_tokens)
+
+
+def _upright(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    """[height, width, 3] uint8 of the frame as it is to be seen."""
     from av.video.reformatter import Interpolation
 
-    with av.open(path) as container:
-        stream = _stream(container)
-        assert stream is not None
-        stream.thread_type = "SLICE"
-        stream.codec_context.thread_count = 1
-        for time, frame in each_second(_timed(container.decode(stream), stream.average_rate)):
-            turned = frame.rotation % 180 != 0
-            h, w = (width, height) if turned else (height, width)
-            pixels = frame.to_ndarray(format="rgb24", height=h, width=w, interpolation=Interpolation.BICUBIC)
-            yield time, np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
+    quarters = _quarters(frame)
+    h, w = (width, height) if quarters % 2 else (height, width)
+    pixels = frame.to_ndarray(format="rgb24", height=h, width=w, interpolation=Interpolation.BICUBIC, threads=1)
+    return np.ascontiguousarray(np.rot90(pixels, quarters))
 
 
-def _timed(frames: Iterator[av.VideoFrame], rate: Fraction | None) -> Iterator[tuple[float, av.VideoFrame]]:
-    """`frames` with their time since the first; without timestamps they count as evenly spaced, `rate` a second."""
-    start = None
-    for index, frame in enumerate(frames):
-        time = frame.time
-        if time is None:
-            if not rate:
-                raise ReaderError("neither timestamps nor a frame rate")
-            time = index / float(rate)
-        start = time if start is None else start
-        yield time - start, frame
+def _quarters(frame: av.VideoFrame) -> int:
+    """Quarter turns against the clock that set the frame upright."""
+    return round(frame.rotation / 90)
 
 
-def _decord_frames(path: str, height: int, width: int) -> Iterator[Frame]:
-    """Read front to back, so that no seek can land on a wrong frame."""
-    import decord
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    import av
 
-    decord.logging.set_level(decord.logging.QUIET)
-    reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
-    times = reader.get_frame_timestamp(list(range(len(reader))))[:, 0].astype(np.float64)
-    shown = ((float(time), index) for index, time in enumerate(times - times[0]))
-    position, pixels = 0, None
-    for time, index in each_second(shown):
-        if pixels is None or index >= position:
-            if index > position:
-                reader.skip_frames(index - position)
-            pixels, position = reader.next().asnumpy(), index + 1
-        yield time, pixels
-
-
-def _guarded(frames: Iterator[Frame]) -> Iterator[Frame]:
-    """The same frames; whatever the reader raises becomes a ReaderError, so that it is not taken for one of `write`."""
-    try:
-        yield from frames
-    except ReaderError:
-        raise
-    except Exception as error:
-        raise ReaderError(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+    if isinstance(error, VideoError):
+        return str(error)
+    if isinstance(error, av.FFmpegError | OSError):
+        return f"cannot be read ({error.strerror})"
+    return f"cannot be decoded ({type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]})"
 
 
 class DecodeProcess:
@@ -241,10 +268,10 @@ class DecodeProcess:
         try:
             self._connection.send((path, max_tokens, write, deadline))
             if not self._connection.poll(deadline):
-                raise VideoError(f"{path}: decoding took longer than the deadline of {deadline:g} s")
+                raise DecoderLost(f"{path}: decoding took longer than the deadline of {deadline:g} s")
             error = self._connection.recv()
         except (EOFError, ConnectionError) as gone:
-            raise VideoError(f"{path}: its decoder died ({_cause(self.close())})") from gone
+            raise DecoderLost(f"{path}: its decoder died ({_cause(self.close())})") from gone
         except BaseException:  # a late answer must not be taken for the next video's
             self.close()
             raise

@@ -1,8 +1,9 @@
-"""Question files: the training format, and one reader per benchmark.
+"""Question files: the training format, and one reader for every form that others publish, read as they are.
 
-Invariant: a reader gives every question of its file or a `UserError` that names the file, the row and the field.
+A form is known by its columns (`read.FORMATS`), never by its name; each has one small module.
 """
 
-from services.questions.training import read_questions, write_questions
+from services.questions.read import Recognised, Refused, read_questions, scan_questions
+from services.questions.training import write_questions
 
-__all__ = ["read_questions", "write_questions"]
+__all__ = ["Recognised", "Refused", "read_questions", "scan_questions", "write_questions"]

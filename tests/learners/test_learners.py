@@ -270,7 +270,9 @@ def test_no_optimisation_and_no_split_changes_the_gradients(ray_cluster: None, t
     assert 0 < found["packed, prompts shared, one pass of 8"][0]["policy/clip_share"] < 1
 
 
-def test_a_disagreeing_engine_or_a_sample_without_its_frames_stops_the_run_and_leaves_the_weights(ray_cluster: None, toy_config: Config) -> None:
+def test_a_disagreeing_engine_or_a_sample_without_its_frames_stops_the_run_and_leaves_the_weights(
+    ray_cluster: None, toy_config: Config
+) -> None:
     config = toy_config.policy.model_copy(
         update={"num_cpus": 0.5, "mismatch_limit": 1e-3, "mismatch_action": "stop", "lora_rank": 2, "zero_stage": 2}
     )

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from services import frames as module
-from services.errors import UserError, VideoError
+from services.errors import DecoderLost, UserError, VideoError
 from services.frames import FrameCache, read_visual, resize, visual_input
 from services.schema import Video
 
@@ -31,7 +31,7 @@ def cache(tmp_path):
 
 
 def files(cache: FrameCache) -> list[Path]:
-    return [path for path in cache.root.rglob("*") if path.is_file() and "hashes" not in path.parts]
+    return [path for path in cache.root.rglob("*") if path.is_file() and "frames" in path.parts]
 
 
 def test_prepare_and_read(cache, video, read_numbers):
@@ -52,11 +52,12 @@ def test_prepare_and_read(cache, video, read_numbers):
 def test_the_file_is_plain_arrow(cache, video):
     known = cache.prepare(video)
     (path,) = files(cache)
-    assert path == cache.root / "frames" / "v1" / known.key[:2] / f"{known.key}.arrow"
+    assert path == cache.root / "frames" / "v2" / known.key[:2] / f"{known.key}.arrow"
     table = pa.ipc.open_file(path).read_all()
     assert table.schema.field("pixels").type == pa.binary(56 * 112 * 3)
     assert table.column("second").to_pylist() == pytest.approx(range(12), abs=1e-3)
-    assert table.schema.metadata == {b"height": b"56", b"width": b"112", b"path": str(video).encode()}
+    metadata = {b"height": b"56", b"width": b"112", b"encoding": b"raw", b"path": str(video).encode()}
+    assert table.schema.metadata == metadata
 
 
 def test_one_decode_a_content(cache, video, tmp_path, monkeypatch):
@@ -124,7 +125,7 @@ def test_a_full_disk_is_the_users_to_mend(cache, make_video, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(UserError, match=r"frames/v1/.*\.arrow: cannot be written"):
+        with pytest.raises(UserError, match=r"frames/v2/.*\.arrow: cannot be written"):
             cache.prepare(path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -232,3 +233,58 @@ def test_visual_input(cache, video, read_numbers):
     assert (preview.height, preview.width) == (28, 56)
     assert read_numbers(read_visual(cache, preview)) == [200, 900]
     assert visual_input(Video("", "", 9, 336, 588), [0], 32).width == 196
+
+
+def test_jpeg_frames_are_smaller_and_nearly_the_same(video, tmp_path, read_numbers):
+    raw, jpeg = FrameCache(tmp_path, TOKENS, 60), FrameCache(tmp_path, TOKENS, 60, encoding="jpeg")
+    one, other = raw.prepare(video), jpeg.prepare(video)
+    assert one.key != other.key and jpeg.nbytes(other.key) < raw.nbytes(one.key) / 2
+    pixels, near = raw.read(one.key, [2, 7]), jpeg.read(other.key, [2, 7])
+    assert np.abs(pixels.astype(int) - near).mean() < 3 and read_numbers(near) == [200, 700]
+    assert jpeg.damage(other.key) is None
+    raw.close()
+    jpeg.close()
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_an_altered_frame_is_found_and_can_be_made_anew(video, tmp_path, encoding):
+    cache = FrameCache(tmp_path, TOKENS, 60, encoding=encoding)
+    known = cache.prepare(video)
+    assert cache.damage(known.key) is None
+    (path,) = files(cache)
+    content = bytearray(path.read_bytes())
+    fifth = module._stored(cache._reader(known.key).get_batch(5)).to_pybytes()
+    content[content.index(fifth) + len(fifth) // 2] ^= 1
+    cache.close()
+    path.write_bytes(content)
+    assert cache.damage(known.key) == "frame 5 is not as it was written"
+    cache.remove(known.key)
+    assert cache.find(video) is None
+    assert cache.prepare(video) == known and cache.damage(known.key) is None and cache.decodes == 2
+    cache.close()
+
+
+def test_a_quarantined_content_is_not_tried_again_unless_asked(cache, tmp_path):
+    garbage = tmp_path / "garbage.mp4"
+    garbage.write_bytes(b"no video" * 99)
+    with pytest.raises(VideoError, match="not a readable"):
+        cache.prepare(garbage)
+    copy = Path(shutil.copy(garbage, tmp_path / "copy.mp4"))
+    pid = cache._process.pid
+    cache._process.close()
+    for ask in (cache.prepare, cache.find):
+        with pytest.raises(VideoError, match="copy.mp4: not a readable"):
+            ask(copy)
+    assert cache._process.pid is None and pid is not None
+    with pytest.raises(VideoError, match="not a readable"):
+        cache.prepare(copy, retry=True)
+    assert cache._process.pid is not None
+
+
+def test_a_lost_decoder_is_no_reason_to_quarantine(cache, video):
+    cache.deadline = 0.0001
+    with pytest.raises(DecoderLost):
+        cache.prepare(video)
+    assert cache.find(video) is None
+    cache.deadline = 60
+    assert cache.prepare(video).num_frames == 12

@@ -56,10 +56,17 @@ def test_optional_fields_and_video_root(file):
     assert question == Question("a", "/videos/v/1.mp4", "What?", ("red", "blue", "none"), "B", None, "")
 
 
+def test_groups_and_subtitles(file):
+    row = {**ROW, "group": ["long", "count"], "subtitles": "s/1.srt", "subtitle_offset": 2}
+    (question,) = read_questions(write(file, [row]), Path("/videos"))
+    assert (question.group, question.subtitles, question.subtitle_offset) == (("long", "count"), "/videos/s/1.srt", 2.0)
+
+
 def test_written_is_read_back(file):
     questions = [
         Question("a", "/v/1.mp4", 'Quote " and\nline', ("x", "ÿ"), "A", 0.125, "web"),
         Question("b", "/v/2.mp4", "Why?", tuple("pqrst"), "E"),
+        Question("c", "/v/3.mp4", "Who?", ("x", "y"), "B", group=("a", "b"), subtitles="/s.srt", subtitle_offset=1.5),
     ]
     write_questions(questions, file)
     assert read_questions(file) == questions
@@ -85,6 +92,11 @@ def test_written_is_read_back(file):
         ({"pass_rate": float("nan")}, "pass_rate", "0 to 1"),
         ({"pass_rate": True}, "pass_rate", "0 to 1"),
         ({"data_source": 3}, "data_source", "string"),
+        ({"group": "long"}, "group", "list of strings"),
+        ({"group": [1]}, "group", "list of strings"),
+        ({"subtitles": 3}, "subtitles", "string"),
+        ({"subtitle_offset": "3"}, "subtitle_offset", "number"),
+        ({"subtitle_offset": float("inf")}, "subtitle_offset", "number"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_row(change, field, valid, tmp_path):

@@ -1,0 +1,46 @@
+"""LongVideoBench: `candidates` (JSON) or `option0…option4` with N/A for none (parquet), `correct_choice` an index from 0.
+
+Reported by `duration_group` (15, 60, 600 or 3600 seconds). As released, videos are in `videos/` and subtitles in
+`subtitles/` beside the file. The test split has no answers.
+"""
+
+from __future__ import annotations
+
+from services.questions.rows import Format, NoQuestion, Place, Row, identity, text, texts, wrong
+from services.schema import LETTERS, Question
+
+_OPTIONS = tuple(f"option{index}" for index in range(5))
+_VIDEOS = ("", "videos", "../videos")
+_SUBTITLES = ("", "subtitles", "../subtitles")
+
+
+def _question(row: Row, place: Place) -> Question:
+    if "candidates" not in row:
+        row = row | {"candidates": [row[name] for name in _OPTIONS if row.get(name) not in (None, "N/A")]}
+    options, right = texts(row, "candidates"), row.get("correct_choice")
+    if right is None or right in (-1, "@"):
+        raise NoQuestion("no answer is published")
+    if not (type(right) is int and 0 <= right < len(options)):
+        raise wrong(row, "correct_choice", f"an index from 0 to {len(options) - 1}")
+    group, offset = row.get("duration_group"), row.get("starting_timestamp_for_subtitles") or 0.0
+    if not isinstance(group, int):
+        raise wrong(row, "duration_group", "a number of seconds")
+    if not isinstance(offset, int | float):
+        raise wrong(row, "starting_timestamp_for_subtitles", "a number of seconds")
+    return Question(
+        identity(row, "id"),
+        place.find(text(row, "video_path"), _VIDEOS),
+        text(row, "question"),
+        options,
+        LETTERS[right],
+        data_source="LongVideoBench",
+        group=(str(group),),
+        subtitles=place.find(text(row, "subtitle_path"), _SUBTITLES) if row.get("subtitle_path") else None,
+        subtitle_offset=float(offset),
+    )
+
+
+_SIGNATURE = ("id", "video_path", "question", "duration_group")
+_COLUMNS = (*_SIGNATURE, "correct_choice", "subtitle_path", "starting_timestamp_for_subtitles")
+LONGVIDEOBENCH = Format("LongVideoBench", (*_SIGNATURE, "candidates"), (*_COLUMNS, "candidates"), _question)
+LONGVIDEOBENCH_PARQUET = Format("LongVideoBench", (*_SIGNATURE, "option0"), (*_COLUMNS, *_OPTIONS), _question)

@@ -1,0 +1,43 @@
+"""LVBench: one line a video (`key`), its questions in `qa`, the options inside each question as lines `(A) …`.
+
+Reported by `question_type`, of which a question has one to three. Videos are `<key>.mp4`.
+"""
+
+from __future__ import annotations
+
+from services.questions.choices import letter, split_options
+from services.questions.rows import Format, Place, Row, WrongRow, identity, naming, text, wrong
+from services.schema import Question
+
+_VIDEOS = ("", "videos", "../videos", "all_videos", "../all_videos", "../scripts/videos")
+
+
+def _parts(row: Row) -> list[Row]:
+    asked = row.get("qa")
+    if not (isinstance(asked, list) and asked and all(isinstance(part, dict) for part in asked)):
+        raise wrong(row, "qa", "a list of one or more objects with uid, question, answer and question_type")
+    return [{**part, "key": row.get("key")} for part in asked]
+
+
+def _question(row: Row, place: Place) -> Question:
+    with naming("question"):
+        question, options = split_options(text(row, "question"))
+    if not options:
+        raise WrongRow("no options in it; valid: lines (A) …, (B) … after the question", "question")
+    with naming("answer"):
+        right = letter(row.get("answer"), len(options))
+    types = row.get("question_type")
+    if not (isinstance(types, list) and types and all(isinstance(name, str) for name in types)):
+        raise wrong(row, "question_type", "a list of strings")
+    return Question(
+        identity(row, "uid"),
+        place.find(f"{text(row, 'key')}.mp4", _VIDEOS),
+        question,
+        options,
+        right,
+        data_source="LVBench",
+        group=tuple(types),
+    )
+
+
+LVBENCH = Format("LVBench", ("key", "qa"), ("key", "qa"), _question, parts=_parts, id="uid")

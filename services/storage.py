@@ -1,0 +1,88 @@
+"""Files of the caches: in one folder, and shared through a bucket when there is one.
+
+Invariants: a file appears whole or not at all, whoever else writes it; with a bucket the folder is a read-through copy: what
+only the bucket has is fetched once, what is made here is put there.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from pyarrow import fs
+
+from services.errors import UserError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; it becomes `path` when the block ends well, and is removed when not.
+
+    Raises UserError naming the path when the file system refuses (full, read-only, not a folder).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+class Storage:
+    """Files by their name under the folder `root`, and under the same name in `bucket` (`s3://…`, `gs://…`; empty: none)."""
+
+    def __init__(self, root: Path, bucket: str = "") -> None:
+        self.root, self.bucket = root, bucket
+
+    def find(self, name: str) -> Path:
+        """The file of that name, fetched first when only the bucket has it.
+
+        Raises FileNotFoundError when there is none, UserError when the bucket does not answer.
+        """
+        path = self.root / name
+        if not path.exists() and self.bucket:
+            with self._asked(name) as (remote, address):
+                if remote.get_file_info(address).type == fs.FileType.File:
+                    with written_whole(path) as temporary:
+                        fs.copy_files(address, str(temporary), remote, fs.LocalFileSystem())
+        if not path.exists():
+            raise FileNotFoundError(path)
+        return path
+
+    @contextmanager
+    def write(self, name: str) -> Iterator[Path]:
+        """A temporary file to write to; it becomes the file of that name, here and in the bucket, when the block ends well."""
+        with written_whole(self.root / name) as temporary:
+            yield temporary
+        if self.bucket:
+            with self._asked(name) as (remote, address):
+                fs.copy_files(str(self.root / name), address, fs.LocalFileSystem(), remote)
+
+    def remove(self, name: str) -> None:
+        """Forget the file, here and in the bucket; nothing when there is none."""
+        (self.root / name).unlink(missing_ok=True)
+        if self.bucket:
+            with self._asked(name) as (remote, address):
+                if remote.get_file_info(address).type == fs.FileType.File:
+                    remote.delete_file(address)
+
+    @cached_property
+    def _remote(self) -> tuple[fs.FileSystem, str]:
+        return fs.FileSystem.from_uri(self.bucket)
+
+    @contextmanager
+    def _asked(self, name: str) -> Iterator[tuple[fs.FileSystem, str]]:
+        """The bucket's file system and the name's address there; what it refuses becomes a UserError."""
+        try:
+            remote, prefix = self._remote
+            yield remote, f"{prefix.rstrip('/')}/{name}"
+        except (OSError, ValueError) as error:
+            raise UserError(f"data.bucket: {self.bucket}: {name}: {error}") from error
