@@ -1,19 +1,20 @@
 """One GRPO update of the policy learner: what each of its optimisations saves in time and in memory.
 
-    python -m benchmarks.learner --shape small --questions 2 --group 4 --frames 8 --tokens-per-frame 64 \
-        --preview-tokens 16 --query-tokens 96 --answer-tokens 64 --micro-batch-tokens 2048
+    python -m benchmarks.learner --questions 2 --group 4 --frames 8 --tokens-per-frame 48 --preview-tokens 16 \
+        --query-tokens 96 --answer-tokens 48 --micro-batch-tokens 2048
 
-The model is a folder's, or has a shape and random weights; frames are random pixels, tokens and advantages are random. Each
-question has G query turns that share a prompt with K // 2 previews, and G answer turns with K frames of their own each. A
-row is a process of its own: one update to warm up, then `--rounds` of them. Every row but the first and the last, which show
-the noise, changes one thing. `padded batch, all logits` is the plain trainer: transformers' own forward pass over turns
-padded on the right, logits of every token, nothing shared; its checkpointing and its optimizer are the default's.
+The model is a folder's, or has a shape and random weights. Each question has G query turns that share a prompt with K // 2
+previews, and G answer turns with K frames of their own each; frames, tokens and advantages are random. A row is a process of
+its own: one update to warm up, then `--rounds`. All rows but the first and the last, which show the noise, change one thing.
+`padded, all logits` is the plain trainer: transformers' own forward pass over turns padded on the right, logits of every
+token, nothing shared; checkpointing and optimizer are the default's.
 
-tokens/s: prompts and responses of all turns, whatever a row computes of them, a second. computed: tokens that the language
-model runs over, padding included. GiB: peak of the GPU's allocations in one update, or of the resident memory of the whole
-process. MFU: model FLOPs of the computed tokens a second, over the rate of a large square matmul measured in the same process
-and dtype. Model FLOPs are 3 times those counted in one forward pass, causal attention in full and recomputation not at all;
-under LoRA 2 times for the language model, whose weights need no gradient; once for a vision tower without gradients.
+s: median of the rounds; on CPU in processor seconds, which other processes disturb less. tokens/s: prompts and responses of
+all turns over s, whatever a row computes of them. GiB: peak of the GPU's allocations in the last round, or of the process's
+resident memory. computed: tokens that the language model runs over, padding included. MFU: model FLOPs of these over s, as a
+share of the rate of a large square matmul in the same process and dtype. Model FLOPs are 3 times those counted in a forward
+pass, with causal attention in full and without recomputation; with LoRA 2 times, as the base weights need no gradient; and
+once for a vision tower without gradients. loss: of the first update, which no row should change.
 
 Shape letters: `B` turns, `L` tokens of the longest, `N` response tokens, `V` vocabulary.
 """
@@ -24,8 +25,8 @@ import argparse
 import logging
 import os
 import resource
-import socket
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,12 +34,12 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import cross_entropy
@@ -52,46 +53,45 @@ from learners.packing import ATTENTION, packed_attention, plan_families
 from learners.policy import LOGIT_CHUNK, PolicyLearner, PolicyNetwork, prepare_mllm
 from learners.rank import plan_micro_batches
 from services.config import DataConfig, FramesConfig
-from services.frames import FrameCache, visual_input, write_frames
+from services.frames import visual_input
 from services.schema import Turn, Video
 from services.video import frame_size
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-VIDEO = "benchmark"
-"""Key of the one video."""
-PROMPT_TEXT = 128
+TEXT = 128
 """Tokens of a prompt that are no frames."""
 
-SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
-    "small": (
-        {"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "intermediate_size": 1024, "vocab_size": 32768},
-        {"hidden_size": 256, "depth": 8, "num_heads": 4, "intermediate_size": 688, "fullatt_block_indexes": [7]},
-        True,
-    ),
-    "3b": (
-        {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
-         "intermediate_size": 11008, "vocab_size": 151936},
-        {"hidden_size": 1280},
-        True,
-    ),
-    "7b": (
-        {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-         "intermediate_size": 18944, "vocab_size": 152064},
-        {"hidden_size": 1280},
-        False,
-    ),
-}  # fmt: skip
-"""Language model, vision tower (what is not Qwen2.5-VL's default) and whether the embeddings are tied."""
+# hidden, layers, heads, key-value heads, MLP, vocabulary; tied embeddings; hidden, depth, heads, MLP of the vision tower
+SHAPES = {
+    "small": ((256, 8, 4, 2, 1024, 32768), True, (256, 8, 4, 688)),
+    "3b": ((2048, 36, 16, 2, 11008, 151936), True, (1280, 32, 16, 3420)),
+    "7b": ((3584, 28, 28, 4, 18944, 152064), False, (1280, 32, 16, 3420)),
+}
+
+
+class RandomFrames:
+    """Stands in for the frame cache: a video of 4 K frames."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        height, width = frame_size(720, 1280, options.tokens_per_frame)
+        self.video = Video("", "", 4 * options.frames, height, width)
+
+    def read(self, key: str, indices: Sequence[int]) -> np.ndarray:
+        shape = (len(indices), self.video.height, self.video.width, 3)
+        return np.random.default_rng(indices).integers(0, 256, shape, np.uint8)
 
 
 class Measured(PolicyLearner):
-    """A policy learner that can have random weights, made on the device, and that keeps its forward passes."""
+    """A policy learner that keeps its forward passes, and that makes random weights where it computes."""
 
-    attention: Any = {"text_config": ATTENTION, "vision_config": "sdpa"}
+    attention: ClassVar[Any] = {"text_config": ATTENTION, "vision_config": "sdpa"}
     network_class = PolicyNetwork
-    random_weights: bool
+
+    def __init__(self, config: PolicyConfig, options: argparse.Namespace, folder: str) -> None:
+        self.random_weights = options.model is None
+        super().__init__(config, options.model or folder, 1.0, DataConfig(), FramesConfig(), rank=0)
+        self._frames = RandomFrames(options)
 
     def build(self) -> torch.nn.Module:
         from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText
@@ -103,7 +103,7 @@ class Measured(PolicyLearner):
                 mllm = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(self._model), **how)
         else:
             mllm = AutoModelForImageTextToText.from_pretrained(self._model, **how)
-        return self.network_class(prepare_mllm(mllm, self.config), temperature=1.0)
+        return self.network_class(prepare_mllm(mllm, self.config), self._temperature)
 
     def accumulate(self, losses: Sequence[Callable[[], torch.Tensor]], step: int) -> float:
         self.passes = losses
@@ -116,8 +116,8 @@ class PaddedNetwork(PolicyNetwork):
     def forward(
         self, inputs: dict[str, Any], predicts: torch.Tensor, targets: torch.Tensor, num_chunks: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As of the packed network, the entropies left out."""
-        lengths = [span.tokens.stop - span.tokens.start for span in inputs["spans"]]
+        """As the packed network, but without entropies."""
+        lengths = [span.length for span in inputs["spans"]]
 
         def padded(values_L: torch.Tensor) -> torch.Tensor:
             return pad_sequence(values_L.split(lengths), batch_first=True)
@@ -160,17 +160,17 @@ class Row:
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
-    """Fields of the policy's config."""
+    """Of the policy's config."""
     rank_class: type[Measured] = Measured
     logit_chunk: int = LOGIT_CHUNK
 
 
 def all_rows(dtype: str) -> list[Row]:
-    """Every optimisation off and every saving on; the default first and last."""
+    """One optimisation off, or one saving on, a row."""
     other = {"float32": "bfloat16", "bfloat16": "float32"}[dtype]
     return [
         Row("default"),
-        Row("padded batch, all logits", rank_class=PaddedLearner),
+        Row("padded, all logits", rank_class=PaddedLearner),
         Row("prompts not shared", {"share_prompts": False}),
         Row("one turn a pass", {"micro_batch_tokens": 1}),
         Row("no checkpointing", {"gradient_checkpointing": False}),
@@ -184,124 +184,112 @@ def all_rows(dtype: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one row."""
+    """The columns of a row, and what the model, the turns and the machine are."""
 
     seconds: float
-    """Median of the rounds."""
+    tokens_per_second: float
     gib: float
-    tokens: int
-    """Prompts and responses of all turns."""
     computed: float
-    flops: float
-    peak: float
-    """FLOP/s of the matmul."""
-    parameters: int
-    machine: str
+    mfu: float
+    loss: float
+    about: str
 
 
-def make_folder(folder: Path, options: argparse.Namespace) -> None:
-    """The model's config and video processor if it has a shape only, and a video in the layout of the frame cache."""
+def make_folder(folder: str, shape: str) -> None:
+    """A model folder without weights."""
     from transformers import Qwen2_5_VLConfig, Qwen2VLVideoProcessor
 
-    if options.model is None:
-        text, vision, tied = SHAPES[options.shape]
-        rotated = text["hidden_size"] // text["num_attention_heads"] // 8
-        rope = {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": [rotated, 3 * rotated // 2, 3 * rotated // 2],
-        }
-        size, special = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16384}, min(text["vocab_size"], 151657)
-        Qwen2_5_VLConfig(
-            text_config=text | {"rope_parameters": rope, "rms_norm_eps": 1e-6, "max_position_embeddings": 128000},
-            vision_config={"tokens_per_second": 2, "out_hidden_size": text["hidden_size"]} | vision,
-            tie_word_embeddings=tied,
-            image_token_id=special - 2,
-            video_token_id=special - 1,
-        ).save_pretrained(folder)
-        Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False).save_pretrained(folder)
-
-    rng, (height, width) = np.random.default_rng(0), frame_size(720, 1280, options.tokens_per_frame)
-    path = FrameCache(folder, options.tokens_per_frame, 60)._file(VIDEO)
-    path.parent.mkdir(parents=True)
-    seconds = range(4 * options.frames)
-    write_frames(path, VIDEO, ((float(t), rng.integers(0, 256, (height, width, 3), np.uint8)) for t in seconds))
+    (hidden, layers, heads, kv_heads, mlp, vocabulary), tied, vision = SHAPES[shape]
+    part = hidden // heads // 8
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [part, part * 3 // 2, part * 3 // 2]}
+    text = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": mlp,
+        "num_key_value_heads": kv_heads, "vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None,
+    }  # fmt: skip
+    tower = dict(zip(("hidden_size", "depth", "num_heads", "intermediate_size"), vision, strict=True))
+    full = list(range(7, tower["depth"], 8))
+    Qwen2_5_VLConfig(
+        text_config=text | {"rope_parameters": rope},
+        vision_config=tower | {"out_hidden_size": hidden, "fullatt_block_indexes": full, "tokens_per_second": 2},
+        tie_word_embeddings=tied,
+        image_token_id=min(vocabulary, 151657) - 2,
+        video_token_id=min(vocabulary, 151657) - 1,
+    ).save_pretrained(folder)
+    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16384}
+    Qwen2VLVideoProcessor(size=size, cap_pixels_per_frame=False).save_pretrained(folder)
 
 
 def make_samples(options: argparse.Namespace, video: Video, config: Any) -> list[PolicySample]:
-    """The same turns in every process. Text is made of the tokens before the video token."""
-    rng, shown = np.random.default_rng(0), FramesConfig(budget=options.frames).previews
+    """The same turns in every process; text is any tokens before the video token."""
+    rng, previews = np.random.default_rng(0), FramesConfig(budget=options.frames).previews
 
-    def turn(frames: Sequence[int], max_tokens: int, around: int) -> Iterator[Turn]:
-        """Endlessly: one prompt and any response."""
+    def replies(frames: Sequence[int], max_tokens: int, around: int) -> Iterator[Turn]:
+        """Endlessly, to one prompt."""
         visual = visual_input(video, frames, max_tokens)
         pads = (len(frames) + 1) // 2 * (visual.height // 28) * (visual.width // 28)
-        prompt = rng.integers(0, config.video_token_id, PROMPT_TEXT + pads).astype(np.int32)
-        prompt[PROMPT_TEXT // 2 : PROMPT_TEXT // 2 + pads] = config.video_token_id
+        prompt = rng.integers(0, config.video_token_id, TEXT + pads).astype(np.int32)
+        prompt[TEXT // 2 : TEXT // 2 + pads] = config.video_token_id
         while True:
-            response = rng.integers(0, config.video_token_id, max(1, rng.integers(around // 2, 3 * around // 2 + 1)))
-            log_probs = rng.normal(-np.log(config.text_config.vocab_size), 0.3, len(response)).astype(np.float32)
-            yield Turn(prompt, response.astype(np.int32), log_probs, "", False, 0, visual)
+            length = int(rng.integers(max(1, around // 2), around * 3 // 2 + 1))
+            response = rng.integers(0, config.video_token_id, length).astype(np.int32)
+            log_probs = rng.normal(-np.log(config.text_config.vocab_size), 0.3, length).astype(np.float32)
+            yield Turn(prompt, response, log_probs, "", False, 0, visual)
 
     turns = []
     for _ in range(options.questions):
-        queries = turn(
-            np.linspace(0, video.num_frames - 1, shown).astype(int), options.preview_tokens, options.query_tokens
-        )
+        shown = np.linspace(0, video.num_frames - 1, previews).astype(int).tolist()
+        queries = replies(shown, options.preview_tokens, options.query_tokens)
         for _ in range(options.group):
-            chosen = rng.choice(video.num_frames, options.frames, replace=False)
-            turns += [next(queries), next(turn(chosen, options.tokens_per_frame, options.answer_tokens))]
+            chosen = rng.choice(video.num_frames, options.frames, replace=False).tolist()
+            turns += [next(queries), next(replies(chosen, options.tokens_per_frame, options.answer_tokens))]
     weight = 1 / sum(len(turn.response_ids) for turn in turns)
     return [PolicySample(f"turn {index}", turn, float(rng.normal()), weight) for index, turn in enumerate(turns)]
 
 
-def measure(row: Row, options: argparse.Namespace, folder: Path) -> Result:
-    """Run in a fresh process."""
-    from transformers import AutoConfig
+def clock() -> float:
+    """Seconds: the GPU's work done, or this process's time on the processor."""
+    if not ON_GPU:
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
+
+def measure(row: Row, options: argparse.Namespace, folder: str) -> Result:
+    """Of a process that does nothing else."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     torch.manual_seed(0)
     learners.policy.LOGIT_CHUNK = row.logit_chunk
     common = {"dtype": options.dtype, "micro_batch_tokens": options.micro_batch_tokens}
-    config, frames = PolicyConfig(**common | row.changes), FramesConfig(tokens_per_frame=options.tokens_per_frame)
-    model = options.model or str(folder)
-    learner = row.rank_class(config, model, 1.0, DataConfig(cache=folder), frames, 0)
-    learner.random_weights = options.model is None
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    learner.connect("127.0.0.1", port)
-    video = FrameCache(folder, options.tokens_per_frame, 60).video(VIDEO)
-    samples = make_samples(options, video, AutoConfig.from_pretrained(model))
-
-    seconds = []
+    config = PolicyConfig(**common | row.changes)
+    learner = row.rank_class(config, options, folder)
+    learner.connect("127.0.0.1", learner.address()[1])
+    samples = make_samples(options, learner._frames.video, learner.engine.module.mllm.config)
+    seconds, losses = [], []
     for step in range(options.rounds + 1):
         if ON_GPU:
             torch.cuda.reset_peak_memory_stats()
-        start = time.perf_counter()
+        start = clock()
         metrics = learner.update(samples, step)
-        if ON_GPU:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10
+        seconds.append(clock() - start)
+        losses.append(metrics["policy/loss"])
+    resident, median = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 2**10, statistics.median(seconds[1:])
+    parameters = sum(parameter.numel() for parameter in learner.engine.module.parameters())
+    tokens = sum(len(sample.turn.prompt_ids) + len(sample.turn.response_ids) for sample in samples)
     return Result(
-        seconds=statistics.median(seconds[1:]),
+        seconds=median,
+        tokens_per_second=tokens / median,
         gib=(torch.cuda.max_memory_allocated() if ON_GPU else resident) / 2**30,
-        tokens=sum(len(sample.turn.prompt_ids) + len(sample.turn.response_ids) for sample in samples),
         computed=metrics["policy/computed_tokens"],
-        flops=model_flops(learner, config),
-        peak=matmul_rate(getattr(torch, config.dtype)),
-        parameters=sum(parameter.numel() for parameter in learner.engine.module.parameters()),
-        machine=machine(),
+        mfu=model_flops(learner, config) / median / matmul_rate(getattr(torch, config.dtype)),
+        loss=losses[0],
+        about=f"{parameters / 1e6:,.0f}M parameters; {len(samples)} turns, {tokens:,} tokens\n{machine()}",
     )
 
 
 def model_flops(learner: Measured, config: PolicyConfig) -> float:
     """Of one update, by the module docstring's rule."""
     # PyTorch's counter knows the attention kernels of GPUs only.
-    on_cpu = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
-    }
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*qkv[:3])}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
         for compute in learner.passes:
             compute()
@@ -311,54 +299,51 @@ def model_flops(learner: Measured, config: PolicyConfig) -> float:
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a square matmul, the best of ten."""
+    """FLOP/s, the best of ten."""
     size, best = 8192 if ON_GPU else 1024, float("inf")
     a, b = torch.randn(2, size, size, dtype=dtype, device=DEVICE)
     for _ in range(10):
-        start = time.perf_counter()
+        start = clock()
         a @ b
-        if ON_GPU:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return 2 * size**3 / best
 
 
 def machine() -> str:
-    """Device, cores, versions."""
+    """Device, cores, version."""
     with open("/proc/cpuinfo") as file:
-        cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), "unknown CPU")
+        cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "unknown CPU")
     device = f"{torch.cuda.get_device_name()}, " if ON_GPU else ""
-    threads = f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch thread(s)"
-    return f"{device}{cpu}, {threads}, torch {torch.__version__}"
+    return f"{device}{cpu}, {os.cpu_count()} cores ({torch.get_num_threads()} used), torch {torch.__version__}"
 
 
-def in_own_process(row: Row, options: argparse.Namespace, folder: Path) -> Result | str:
+def in_own_process(row: Row, options: argparse.Namespace, folder: str) -> Result | str:
     """The row's result, or why there is none."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(measure, row, options, folder).result()
         except torch.OutOfMemoryError:
-            return "out of memory"
+            return "no room"
         except BrokenProcessPool:
             return "killed"
 
 
-def table_of(results: dict[str, Result | str], title: str) -> Table:
-    """One line a row; ratios are to the first."""
-    table = Table("row", *[""] * 0, title=title)
-    for column in ("s", "tokens/s", "GiB", "computed", "MFU", "times s", "times GiB"):
+def table_of(results: dict[str, Result | str]) -> Table:
+    """A line a row; ratios are to the first."""
+    table = Table("row", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in ("s", "tokens/s", "GiB", "computed", "MFU", "× s", "× GiB", "loss"):
         table.add_column(column, justify="right")
     default = results["default"]
     for name, found in results.items():
         if isinstance(found, str):
             table.add_row(name, found)
             continue
-        ratios = ("–", "–")
+        ratios = ["", ""]
         if isinstance(default, Result):
-            ratios = (f"{found.seconds / default.seconds:.2f}", f"{found.gib / default.gib:.2f}")
+            ratios = [f"{found.seconds / default.seconds:.2f}", f"{found.gib / default.gib:.2f}"]
         table.add_row(
-            name, f"{found.seconds:.2f}", f"{found.tokens / found.seconds:,.0f}", f"{found.gib:.2f}",
-            f"{found.computed:,.0f}", f"{found.flops / found.seconds / found.peak:.0%}", *ratios,
+            name, f"{found.seconds:.2f}", f"{found.tokens_per_second:,.0f}", f"{found.gib:.2f}",
+            f"{found.computed:,.0f}", f"{found.mfu:.0%}", *ratios, f"{found.loss:.4f}",
         )  # fmt: skip
     return table
 
@@ -374,23 +359,22 @@ def main() -> None:
     sizes |= {"query-tokens": 128, "answer-tokens": 128, "micro-batch-tokens": 16384, "rounds": 3}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--only", help="parts of the names of rows, separated by commas")
+    parser.add_argument("--only", default="", help="parts of the names of rows, separated by commas; the default stays")
     options = parser.parse_args()
     if not ON_GPU:
         os.environ["DS_ACCELERATOR"] = "cpu"
 
-    wanted = ["default", *(options.only or "").split(",")]
+    parts = ["default", *options.only.split(",")]
     results: dict[str, Result | str] = {}
-    console = Console()
     with TemporaryDirectory() as folder:
-        make_folder(Path(folder), options)
+        make_folder(folder, options.shape)
         for row in all_rows(options.dtype):
-            if any(part in row.name for part in wanted):
-                with console.status(row.name):
-                    results[row.name] = in_own_process(row, options, Path(folder))
-    console.print(table_of(results, "t"))
-    known = next(found for found in results.values() if isinstance(found, Result))
-    console.print(known.machine)
+            if any(part in row.name for part in parts):
+                results[row.name] = in_own_process(row, options, folder)
+                print(row.name, results[row.name], file=sys.stderr)
+    abouts = [found.about for found in results.values() if isinstance(found, Result)]
+    Console().print(*abouts[:1], soft_wrap=True)
+    Console().print(table_of(results))
 
 
 if __name__ == "__main__":

@@ -41,13 +41,14 @@ class Family:
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tokens of the row that attend in one call: to themselves causally, and to all of `prefix`."""
+    """Consecutive tokens of the row that attend in one call, to themselves causally: a prompt with its first response, or a
+    further response, which sees the prompt too."""
 
-    tokens: slice
-    prefix: slice
-    """Empty for a prompt with its first response."""
-    mask: Tensor | None
-    """[tokens, prefix + tokens] bool where there is a prefix."""
+    length: int
+    prefix: int = 0
+    """Tokens of the family's prompt, 0 where they are in the span itself."""
+    mask: Tensor | None = None
+    """[length, prefix + length] bool where there is a prefix."""
 
 
 def plan_families(samples: Sequence[PolicySample], budget: int, share: bool) -> list[Family]:
@@ -78,15 +79,12 @@ def _tokens(samples: Sequence[PolicySample], family: Sequence[int]) -> int:
 
 def spans(families: Sequence[Family], device: torch.device | str = "cpu") -> list[Span]:
     """The attention calls of a row of `families`, in its order."""
-    found, start = [], 0
+    found = []
     for family in families:
-        prompt = slice(start, start + family.prompt)
-        start = prompt.stop + family.responses[0]
-        found.append(Span(slice(prompt.start, start), slice(0, 0), None))
+        found.append(Span(family.prompt + family.responses[0]))
         for length in family.responses[1:]:
             mask = torch.ones(length, family.prompt + length, dtype=torch.bool, device=device).tril(family.prompt)
-            found.append(Span(slice(start, start + length), prompt, mask))
-            start += length
+            found.append(Span(length, family.prompt, mask))
     return found
 
 
@@ -106,12 +104,17 @@ def packed_attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    # Split, not sliced: the gradient of a slice is as large as the whole row.
+    lengths = [span.length for span in spans]
     parts = []
-    for span in spans:
-        keys, values = key[:, :, span.tokens], value[:, :, span.tokens]
-        if span.mask is not None:
-            keys = torch.cat([key[:, :, span.prefix], keys], dim=2)
-            values = torch.cat([value[:, :, span.prefix], values], dim=2)
-        mask = None if span.mask is None else span.mask[None, None]
-        parts.append(sdpa_attention_forward(module, query[:, :, span.tokens], keys, values, mask, **kwargs)[0])
+    prompt_keys = prompt_values = key
+    for span, q, k, v in zip(spans, *(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
+        mask = None
+        if span.mask is None:
+            prompt_keys, prompt_values = k, v
+        else:
+            k = torch.cat([prompt_keys[:, :, : span.prefix], k], dim=2)
+            v = torch.cat([prompt_values[:, :, : span.prefix], v], dim=2)
+            mask = span.mask[None, None]
+        parts.append(sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0])
     return torch.cat(parts, dim=1), None
