@@ -3,7 +3,7 @@
     python -m benchmarks.bandit --seeds 3
 
 A question's world is T frames, a few of which are planted; of its query samples some raise the planted frames above the
-noise in one row of the similarity matrix, the others see noise alone. The more planted frames the answerer is shown,
+noise in some rows of the similarity matrix, the others see noise alone. The more planted frames the answerer is shown,
 the likelier it is right; shown none it guesses. No MLLM, no video; groups, credit and learner are the real ones.
 
 Shape letters: `G` query samples of a question, `M` draws of each, `T` candidate frames, `K` chosen frames, `P` parameters.
@@ -106,7 +106,7 @@ def puzzles(world: World, count: int, rng: np.random.Generator, rollouts: int = 
 
 
 def similarity(world: World, planted: frozenset[int], good: bool, rng: np.random.Generator) -> np.ndarray:
-    """[4, T] float32 cosines around 0.2; a good sample has one row, anywhere, in which the planted frames are raised."""
+    """[4, T] float32 cosines around 0.2; a good sample has rows, anywhere, in which the planted frames are raised."""
     noise = rng.normal(size=(MAX_QUERIES, world.num_frames))
     if good:
         rows = rng.permutation(MAX_QUERIES)[: world.rows]

@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     toyworld = commands.add_parser("toyworld", help="make the toy world: videos, questions, a small CLIP and MLLM")
     toyworld.add_argument("recipe", nargs="?", type=Path, default=TOY)
+    toyworld.add_argument("--hours", type=float, help="four long videos of that length, eight questions each")
     toyworld.set_defaults(command=_toyworld)
 
     report = commands.add_parser("report", help="make a run's report.html anew")
@@ -144,11 +145,24 @@ def _toyworld(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.toyworld import make_world
     from services.errors import UserError
 
-    config = load_config(options.recipe, rest)
+    config = load_config(options.recipe, [*_long_videos(options.hours), *rest])
     if config.toyworld is None:
         raise UserError(f"{options.recipe}: has no toyworld section; add one, or --toyworld.seed=0")
     world = make_world(config)
     print(f"questions  {world.questions}\nvideos     {world.videos}\nCLIP       {world.clip}\nMLLM       {world.mllm}")
+
+
+def _long_videos(hours: float | None) -> list[str]:
+    """What `--hours` stands for: as many questions as the shipped recipe asks, about fewer and longer videos."""
+    if hours is None:
+        return []
+    values = {
+        "videos": 4,
+        "questions_per_video": 8,
+        "min_seconds": round(hours * 3600),
+        "max_seconds": round(hours * 3600),
+    }
+    return [f"--toyworld.{name}={value}" for name, value in values.items()]
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> None:

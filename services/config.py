@@ -75,7 +75,7 @@ class ToyWorldConfig(Section):
     min_seconds: int = Field(default=60, ge=1)
     """Length of the shortest video, seconds."""
     max_seconds: int = Field(default=300, ge=1)
-    """Length of the longest video, seconds."""
+    """Length of the longest video, seconds. `msjoe toyworld --hours H` makes four of H hours."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ToyWorldConfig:

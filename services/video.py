@@ -43,8 +43,8 @@ EPSILON = 0.005
 """Seconds: containers round timestamps, and a frame meant for second `i` may say a little more."""
 LONGEST_FRAME = 3600.0
 """Seconds one frame may stay on screen; more is a broken clock, and would fill the disk with copies of one frame."""
-OVERSTATED = 0.25
-"""Seconds by which a sound file may end before the end its container states: they round, and count the sound's padding."""
+OVERSTATED = 0.5
+"""Seconds by which a sound file may end before the end its container states: they round, and count an encoder's padding."""
 REORDERED = 32
 """Packets that may lie between two frames shown one after the other; H.264 allows 16."""
 PATCH = 28
@@ -116,11 +116,13 @@ def _candidates(path: str, max_tokens: int) -> Iterator[Frame]:
         with av.open(path) as container:
             stream = _stream(container)
             stream.codec_context.thread_count = 1  # frame threads can deadlock when reading stops early
-            size = None
+            size = held = None
             for time, frame in each_second(_shown(container, stream)):
                 size = size or _size(frame, stream.sample_aspect_ratio or Fraction(1), max_tokens)
-                yield time, _upright(frame, *size)
-            if size is None:
+                if frame is not held:
+                    held, pixels = frame, _upright(frame, *size)
+                yield time, pixels
+            if held is None:
                 raise VideoError("has no frame")
     except Exception as error:
         raise VideoError(f"{path}: {_reason(error)}") from error
@@ -132,7 +134,7 @@ def _stream(container: InputContainer) -> av.VideoStream:
 
     stream = container.streams.best("video")
     cover = av.stream.Disposition.attached_pic
-    if not isinstance(stream, av.VideoStream) or stream.disposition & cover:
+    if not isinstance(stream, av.VideoStream) or stream.codec_context is None or stream.disposition & cover:
         raise VideoError("has no video stream that can be decoded")
     return stream
 
@@ -144,32 +146,35 @@ def _shown(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[
     """
     import av
 
-    context, tick = stream.codec_context, float(stream.time_base or 0)
+    context, tick, rate = stream.codec_context, float(stream.time_base or 0), stream.guessed_rate
     has_pts = container.format.name != "avi"  # which knows the order of decoding only
-    start = time = 0.0
-    begun = may_skip = False
+    clock, time, start, progressive = 0.0, 0.0, None, False
     recent: deque[float] = deque(maxlen=REORDERED)
     for packet in _packets(container, stream):
-        if may_skip and packet.pts is not None and not packet.is_discard:
+        needless = False
+        if start is not None and has_pts and packet.pts is not None and not packet.is_discard:
             at = packet.pts * tick - start
-            context.skip_frame = "NONREF" if _outshone(at, recent) else "DEFAULT"
+            needless = progressive and context.name == "h264" and _outshone(at, recent)
             recent.append(at)
+        context.skip_frame = "NONREF" if needless else "DEFAULT"
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
-            raise VideoError(f"cannot be decoded after second {time - start:.1f} ({error.strerror})") from error
+            raise VideoError(f"cannot be decoded after second {time:.1f} ({error.strerror})") from error
         for frame in frames:
             stamp = frame.pts if has_pts else frame.dts
             if stamp is not None:
-                time = stamp * tick
-            elif begun and stream.guessed_rate:
-                time += 1 / float(stream.guessed_rate)
-            if not begun:
-                start, begun = time, True
+                clock = stamp * tick
+            elif rate:
+                clock += float(1 / rate)
+            else:
+                raise VideoError("has neither timestamps nor a frame rate")
+            start = clock if start is None else start
+            time = clock - start
             if frame.is_corrupt:
-                raise VideoError(f"is damaged at second {time - start:.1f}")
-            may_skip = has_pts and context.name == "h264" and not frame.interlaced_frame
-            yield time - start, frame
+                raise VideoError(f"is damaged at second {time:.1f}")
+            progressive = not frame.interlaced_frame
+            yield time, frame
 
 
 def _outshone(time: float, others: Iterable[float]) -> bool:
@@ -179,31 +184,34 @@ def _outshone(time: float, others: Iterable[float]) -> bool:
 
 
 def _packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet[Any]]:
-    """The stream's packets. Raises VideoError when one is damaged, or the file ends a candidate before its container says.
+    """The stream's packets. Raises VideoError when one is damaged, or the file ends before its container says.
 
     What a container says of the stream counts; else what it says of the longest of its streams, all of them then measured.
     """
     import av
 
-    start = float((stream.start_time or 0) * (stream.time_base or 0))
-    end = reached = 0.0
+    tick = stream.time_base or Fraction(0)
+    start = float((stream.start_time or 0) * tick)
+    end = reached = start
     if stream.duration is not None:
-        end = start + float(stream.duration * (stream.time_base or 0))
+        ticks = stream.frames if container.format.name == "avi" else 0  # what its header says, cut or not
+        end = start + float(max(stream.duration, ticks) * tick)
     elif container.duration is not None:
         end = container.duration / av.time_base
+    marks_damage = container.format.name != "mpegts"  # which marks sound packets where two files were joined
     damaged = None
     for packet in container.demux():
         own = packet.stream is stream
         if packet.pts is not None and (own or stream.duration is None):
             reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if own and packet.is_corrupt:
+        if own and packet.is_corrupt and marks_damage:
             damaged = reached if damaged is None else damaged
         elif own:
             yield packet
-    if start + math.ceil(reached - start - EPSILON) < end - OVERSTATED:
-        raise VideoError(f"ends at second {reached:.1f} of {end:.1f}")
+    if reached < end - OVERSTATED:
+        raise VideoError(f"ends at second {reached - start:.1f} of {end - start:.1f}")
     if damaged is not None:
-        raise VideoError(f"is damaged at second {damaged:.1f}")
+        raise VideoError(f"is damaged at second {damaged - start:.1f}")
 
 
 def _size(frame: av.VideoFrame, pixel_aspect: Fraction, max_tokens: int) -> tuple[int, int]:
@@ -234,7 +242,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, VideoError):
         return str(error)
     if isinstance(error, av.FFmpegError | OSError):
-        return f"cannot be read ({error.strerror})"
+        return f"not a readable video ({error.strerror})"
     return f"cannot be decoded ({type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]})"
 
 
