@@ -346,8 +346,7 @@ def spread(
 
 WORLD = World()
 CONFIG = SamplerConfig(channels=(16, 32), learning_rate=2e-3, max_grad_norm=0.1)
-"""What the benchmark and the tests train with. The gradient's norm grows tenfold as the logits sharpen, faster than Adam's
-second moment: clipped at its early size it cannot throw the network back."""
+"""What the benchmark and the tests train with; the gradient is clipped at about its size of the first steps."""
 
 MIXED = {
     "guesses count": replace(WORLD, good=0.5),

@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=0.1, help="length of the long video")
     parser.add_argument("--height", type=int, default=720)
-    parser.add_argument("--codec", default="libx264", help="ffmpeg's name of the encoder")
+    parser.add_argument("--codec", default="libx264", choices=["libx264", "libx265"])
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     seconds, width = round(options.hours * 3600), round(options.height * 16 / 18) * 2
@@ -60,32 +60,30 @@ def main() -> None:
             "ffmpeg, its default": partial(_ffmpeg_drops, long, filters, []),
             "this project": partial(_decoder_drops, decoder, long),
         }
+        _decoder_drops(decoder, short)  # warms up, too
+        peaks = {max(1, seconds // 4): _peak(decoder)}
         spent: dict[str, list[Spent]] = {name: [] for name in ways}
         for _ in range(options.rounds):
             for name, way in ways.items():
                 spent[name].append(way())
-        peaks = {seconds: _peak(decoder)}
+        peaks[seconds] = _peak(decoder)
         decoder.close()
-        _decoder_drops(decoder, short)
-        peaks[max(1, seconds // 4)] = _peak(decoder)
-        decoder.close()
-
     title = f"{seconds} s of {width}x{height} at {FPS} fps, {options.codec}, {os.cpu_count()} cores, {options.rounds} rounds"
+    _show(spent, peaks, title, seconds * FPS)
+
+
+def _show(spent: dict[str, list[Spent]], peaks: dict[int, float], title: str, num_frames: int) -> None:
+    """Medians over the rounds, of the ratios too."""
+    floor = next(iter(spent.values()))
     table = Table("way", "s", "CPU s", "frames/s", "times ffmpeg", "CPU times ffmpeg", title=title)
     for name, rounds in spent.items():
         wall, cpu = (statistics.median(times) for times in zip(*rounds, strict=True))
-        of_wall, of_cpu = (
-            statistics.median(
-                own[part] / floor[part] for own, floor in zip(rounds, next(iter(spent.values())), strict=True)
-            )
-            for part in (0, 1)
-        )
-        table.add_row(
-            name, f"{wall:.1f}", f"{cpu:.1f}", f"{seconds * FPS / wall:.0f}", f"{of_wall:.2f}", f"{of_cpu:.2f}"
-        )
+        ratios = [[own / other for own, other in zip(*pair, strict=True)] for pair in zip(rounds, floor, strict=True)]
+        of_wall, of_cpu = (statistics.median(part) for part in zip(*ratios, strict=True))
+        table.add_row(name, f"{wall:.1f}", f"{cpu:.1f}", f"{num_frames / wall:.0f}", f"{of_wall:.2f}", f"{of_cpu:.2f}")
     Console().print(table)
     table = Table("seconds of video", "MiB at most", title="memory of the decoder's process")
-    for length, peak in sorted(peaks.items()):
+    for length, peak in peaks.items():
         table.add_row(str(length), f"{peak:.0f}")
     Console().print(table)
 
