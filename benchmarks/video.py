@@ -26,7 +26,7 @@ from rich.table import Table
 
 from services.video import DecodeProcess, frame_size
 
-FPS, CLIP = 30, 60
+FPS, CLIP = 30, 20
 """Frames a second, and the clip's seconds."""
 BITS = 2.2
 """Of a pixel's second: 2 Mbit/s at 720p, as video sites have it."""
