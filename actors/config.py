@@ -74,5 +74,7 @@ class PromptConfig(Section):
 
     options_in_query_turn: bool = True
     """Show the answer options already in the query turn (ours)."""
+    subtitles: bool = False
+    """Show the answer turn the subtitles on screen at its key frames, of questions that have a file of them."""
     max_queries: int = Field(default=4, ge=1, le=4)
     """Queries kept of a reply (paper: 4)."""

@@ -60,6 +60,10 @@ class EmbedderActor:
             ]
             self._features.put(key, np.concatenate(batches))
 
+    def decodes(self) -> int:
+        """Videos this actor has decoded: those that were not in the cache."""
+        return self._frames.decodes
+
     def similarity(self, video: str, queries: tuple[str, ...]) -> np.ndarray:
         """[Q, T] float32 cosines of `queries` with the candidate frames of the video of that key."""
         features = self._features.get(video)

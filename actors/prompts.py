@@ -7,19 +7,28 @@ was kept. The formats are ours; the paper does not publish its prompts.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from services.schema import LETTERS, Question
+from services.questions.subtitles import Subtitle, interleave
+from services.schema import LETTERS, Question, ShownAs
 
 _QUERY_LINE = re.compile(r"\s*<query>([^<>]*[^<>\s][^<>]*)</query>\s*")
 _ANSWER = re.compile(r"<answer>\s*([A-Z])\s*</answer>")
 
+Part = dict[str, str]
+"""Of a message: `{"type": "video"}`, `{"type": "image"}` or `{"type": "text", "text": …}`."""
 Message = dict[str, object]
-"""One chat message of the Hugging Face chat templates: `{"role", "content": [{"type": "video"}, {"type": "text", "text"}]}`."""
+"""One chat message of the Hugging Face chat templates: `{"role": "user", "content": [Part, …]}`."""
+VIDEO: Part = {"type": "video"}
+IMAGE: Part = {"type": "image"}
 
 
-def _user(text: str, has_video: bool) -> list[Message]:
-    content: list[dict[str, str]] = [{"type": "video"}] if has_video else []
-    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+def _text(text: str) -> Part:
+    return {"type": "text", "text": text}
+
+
+def _user(*content: Part) -> list[Message]:
+    return [{"role": "user", "content": [*content]}]
 
 
 def _with_options(question: Question) -> str:
@@ -32,19 +41,36 @@ def query_messages(
 ) -> list[Message]:
     """Messages of the query turn: preview frames (unless there are none), the question, the request for visual queries."""
     asked = _with_options(question) if show_options else question.question
-    return _user(
+    request = (
         f"These frames preview a long video. Question about it:\n{asked}\n"
         "Reason about what must be seen to answer. "
-        f"Then write up to {max_queries} short visual queries, one per line, each as <query>...</query>.",
-        has_video,
+        f"Then write up to {max_queries} short visual queries, one per line, each as <query>...</query>."
     )
+    return _user(*([VIDEO] if has_video else []), _text(request))
 
 
-def answer_messages(question: Question) -> list[Message]:
-    """Messages of the answer turn: the key frames, the question, the request for one letter."""
-    return _user(
-        f"{_with_options(question)}\nAnswer with the letter of the right option as <answer>X</answer>.", has_video=True
-    )
+def answer_messages(
+    question: Question,
+    seconds: Sequence[float] = (),
+    subtitles: Sequence[Subtitle] = (),
+    shown_as: ShownAs = "video",
+) -> list[Message]:
+    """Messages of the answer turn: the key frames, the question, the request for one letter.
+
+    Images stand behind their `seconds`, with the `subtitles` between them; a video has its subtitles, in time order, behind it.
+    """
+    request = f"{_with_options(question)}\nAnswer with the letter of the right option as <answer>X</answer>."
+    parts: list[Part] = []
+    if shown_as == "video":
+        spoken = "".join(f"{subtitle.start:.0f} s: {subtitle.text}\n" for subtitle in subtitles)
+        parts = [VIDEO, *([_text(f"Subtitles:\n{spoken}")] if spoken else [])]
+    else:
+        for part in interleave(seconds, subtitles):
+            if part[0] == "frame":
+                parts += [_text(f"{seconds[part[1]]:g} s: "), IMAGE, _text("\n")]
+            else:
+                parts.append(_text(f"Subtitle: {part[1]}\n"))
+    return _user(*parts, _text(request))
 
 
 def parse_queries(reply: str, max_queries: int = 4) -> tuple[tuple[str, ...], bool]:

@@ -24,7 +24,7 @@ from services.config import DataConfig, FramesConfig
 from services.errors import UserError
 from services.frames import FrameCache, read_visual
 from services.schema import Turn, VisualInput
-from services.vision import PROCESSOR_KWARGS, engine_video
+from services.vision import PROCESSOR_KWARGS, engine_items, engine_names
 from services.weights import POLICY
 
 PREFILL_TOKENS = 8192
@@ -145,7 +145,7 @@ class RolloutActor:
                 # A prompt cut into chunks rewinds its seeded generator, which the CPU's cannot do.
                 enable_chunked_prefill=not on_cpu,
                 max_num_batched_tokens=max(config.max_model_len, PREFILL_TOKENS),
-                limit_mm_per_prompt={"image": 0, "video": 1},
+                limit_mm_per_prompt={"image": frames.budget if frames.shown_as == "images" else 0, "video": 1},
                 mm_processor_kwargs=PROCESSOR_KWARGS,
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",
@@ -171,9 +171,8 @@ class RolloutActor:
         text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         prompt: dict[str, Any] = {"prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
         if visual is not None:
-            pixels = read_visual(self._frames, visual)
-            prompt["multi_modal_data"] = {"video": [engine_video(pixels, visual)]}
-            prompt["multi_modal_uuids"] = {"video": [repr(visual)]}
+            prompt["multi_modal_data"] = engine_items(read_visual(self._frames, visual), visual)
+            prompt["multi_modal_uuids"] = engine_names(visual)
         params = self._params(
             temperature=self._config.temperature, max_tokens=max_tokens, seed=seed, logprobs=0, skip_special_tokens=True
         )

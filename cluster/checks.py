@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.config import Config
 from services.errors import UserError
 from services.questions import read_questions
+from services.questions.subtitles import read_subtitles
 from services.schema import Question
 from services.toyworld import ToyWorld
 
@@ -99,22 +99,29 @@ def check_mllm(folder: Path, on_cpu: bool) -> None:
 
 
 def load_questions(config: Config) -> list[Question]:
-    """The questions this run can learn from; stage 1 leaves out those that need no key frames (pass rate 1)."""
-    assert config.data.questions is not None, "resolve() first"
-    questions = read_questions(config.data.questions, config.data.video_root)
-    if config.sampler.objective == "difficulty":
-        questions = _with_difficulty(questions, config.data.questions)
-    return questions
-
-
-def _with_difficulty(questions: Sequence[Question], source: Path) -> list[Question]:
-    unknown = [question.id for question in questions if question.pass_rate is None]
-    if unknown:
+    """The questions this run can learn from: of the pass rates asked for, and in stage 1 not of pass rate 1."""
+    data = config.data
+    assert data.questions is not None, "resolve() first"
+    questions = read_questions(data.questions, data.video_root)
+    if config.prompts.subtitles:
+        for subtitles in {question.subtitles for question in questions if question.subtitles}:
+            read_subtitles(subtitles)  # says what is wrong with a file before anything starts
+    stage_1 = config.sampler.objective == "difficulty"
+    if not stage_1 and (data.min_pass_rate, data.max_pass_rate) == (0, 1):
+        return questions
+    known = [(question, question.pass_rate) for question in questions if question.pass_rate is not None]
+    if missing := [question.id for question in questions if question.pass_rate is None]:
+        asked = "sampler.objective=difficulty" if stage_1 else "data.min_pass_rate and data.max_pass_rate"
         raise UserError(
-            f"{source}: sampler.objective=difficulty needs every question's pass_rate; missing for {len(unknown)}, "
-            f"such as {', '.join(unknown[:3])}"
+            f"{data.questions}: {asked} needs every question's pass_rate; missing for {len(missing)}, such as "
+            f"{', '.join(missing[:3])}. `msjoe prepare --pass-rate` measures them"
         )
-    kept = [question for question in questions if question.pass_rate != 1]
+    low, high = data.min_pass_rate, data.max_pass_rate
+    kept = [question for question, rate in known if low <= rate <= high and not (stage_1 and rate == 1)]
     if not kept:
-        raise UserError(f"{source}: every question has pass_rate 1, which leaves nothing for stage 1 to learn")
+        rates = [rate for _, rate in known]
+        wanted = f"{low:g}…{high:g}" + (", nor below the 1 that leaves stage 1 nothing to learn" if stage_1 else "")
+        raise UserError(
+            f"{data.questions}: no question has a pass_rate in {wanted}; theirs are {min(rates):g}…{max(rates):g}"
+        )
     return kept

@@ -11,7 +11,14 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from cluster.config import Config
+    from services.schema import Question
+
+MIN_SAMPLES = 8
+"""Answers that a pass rate is measured over, at least."""
 TOY = Path(__file__).parent / "recipes" / "toy.yaml"
 
 
@@ -60,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
               msjoe report runs/mine                         make report.html anew
               msjoe questions videomme.parquet               what a file of questions holds
               msjoe prepare videos/ --cache /data/cache      decode and embed ahead of training
+              msjoe prepare q.jsonl --pass-rate q-c.jsonl    how hard each question is, for stage 1
               msjoe peek video.mp4 --at 3 61 --out frames/   cached frames as PNG files
         """),
     )
@@ -90,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--summary", type=Path, help="write every video's fate to this JSON file")
     prepare.add_argument("--verify", action="store_true", help="read what is cached, and make anew what is damaged")
     prepare.add_argument("--retry", action="store_true", help="try videos again that could not be decoded before")
+    prepare.add_argument(
+        "--pass-rate",
+        "--pass_rate",
+        type=Path,
+        metavar="FILE",
+        help="then answer each question --samples times with uniform frames, and write the questions with the share of right "
+        "answers to this file (.parquet, .jsonl)",
+    )
+    prepare.add_argument("--samples", type=int, default=8, help="answers a question for --pass-rate; 8 or more")
     prepare.set_defaults(command=_prepare)
 
     peek = commands.add_parser("peek", help="cached frames of a video as PNG files")
@@ -186,21 +203,45 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
 
     from cluster.checks import check_inputs, resolve
     from cluster.config import load_config
+    from cluster.pass_rates import measure
     from cluster.prepare import find_videos, prepare, write_summary
     from cluster.toyworld import make_world
     from services.errors import UserError
+    from services.questions import write_questions
 
     config = load_config(options.recipe, [*_cache(options), *rest])
     check_inputs(config)
+    questions = _questions_to_measure(options, config)
     videos = find_videos(options.inputs, config.data.video_root)
     if not videos:
         raise UserError(f"{', '.join(map(str, options.inputs))}: no video in there")
-    config = resolve(config, None if config.embedder.model else make_world(config))
+    models = config.embedder.model and (config.policy.model or not options.pass_rate)
+    config = resolve(config, None if models else make_world(config))
+    check_inputs(config)
     prepared = prepare(config, videos, Console(), options.verify, options.retry)
     if options.summary:
         write_summary(options.summary, prepared)
     if all(video.status == "quarantined" for video in prepared):
         raise UserError("none of the videos can be read")
+    if options.pass_rate:
+        measured = asyncio.run(measure(config, questions, options.samples, Console()))
+        write_questions(measured, options.pass_rate)
+        print(f"questions with pass rates: {options.pass_rate}")
+
+
+def _questions_to_measure(options: argparse.Namespace, config: Config) -> list[Question]:
+    """Those of the questions file that `--pass-rate` is about; none without it."""
+    from services.errors import UserError
+    from services.questions import check_suffix, read_questions
+
+    if options.pass_rate is None:
+        return []
+    if len(options.inputs) != 1 or not options.inputs[0].is_file():
+        raise UserError(f"--pass-rate={options.pass_rate}: measures one file of questions; name that alone")
+    if options.samples < MIN_SAMPLES:
+        raise UserError(f"--samples={options.samples}: at least {MIN_SAMPLES}, or a pass rate says little")
+    check_suffix(options.pass_rate)
+    return read_questions(options.inputs[0], config.data.video_root)
 
 
 def _peek(options: argparse.Namespace, rest: list[str]) -> None:

@@ -110,8 +110,9 @@ class Config(BaseSettings):
             yield "train.refills: with sampler.objective=difficulty a group of equal rewards has signal too; set 0"
         if self.policy.train and self.sampler.objective == "difficulty":
             yield "sampler.objective: difficulty is stage 1, which freezes the MLLM; set policy.train=false"
+        shared = 2 if self.frames.shown_as == "video" else 1
         visual = max(
-            (self.frames.budget + 1) // 2 * self.frames.tokens_per_frame,
+            -(-self.frames.budget // shared) * self.frames.tokens_per_frame,
             (self.frames.previews + 1) // 2 * self.frames.preview_tokens_per_frame,
         )
         longest = visual + max(self.rollout.query_tokens, self.rollout.answer_tokens)

@@ -23,6 +23,7 @@ from actors.embedder import EmbedderActor
 from actors.pool import Pool
 from actors.rollout import RolloutActor, engine_env
 from actors.selectors import SelectorActor
+from actors.turns import Turns
 from cluster.config import ClusterConfig, Config
 from cluster.placement import Placement, plan
 from learners.config import LearnerConfig
@@ -96,10 +97,38 @@ def connect(config: ClusterConfig) -> None:
     )
 
 
+@asynccontextmanager
+async def rollout_pool(config: Config, report: Report) -> AsyncIterator[Pool]:
+    """The rollout actors alone, with the MLLM as it was loaded; stopped at the end."""
+    connect(config.cluster)
+    try:
+        bundles = [bundle for bundle in plan(config) if bundle.role == "rollout"]
+        placement = await Placement.create(bundles, config.cluster.placement_deadline, report)
+        yield await _start_rollouts(config, placement, *new_store())
+    finally:
+        ray.shutdown()
+
+
+def new_store() -> tuple[ActorHandle, str]:
+    """A weight store of this run's own, and its name."""
+    name = f"weights-{uuid.uuid4().hex[:8]}"
+    return create_store(name), name
+
+
+async def _start_rollouts(config: Config, placement: Placement, store: ActorHandle, store_name: str) -> Pool:
+    return await Pool.start(
+        RolloutActor,
+        (config.policy.model, config.policy.dtype, config.rollout, config.data, config.frames, store, store_name),
+        config.rollout,
+        COMMON_ENV | engine_env(config.rollout),
+        placement.of("rollout"),
+        ENGINE_CONCURRENCY,
+    )
+
+
 async def start(config: Config, placement: Placement) -> Fleet:
     """Every actor at once; returns when all are ready."""
-    store_name = f"weights-{uuid.uuid4().hex[:8]}"
-    store = create_store(store_name)
+    store, store_name = new_store()
     seed, models = config.train.seed, (config.policy.model, config.embedder.model)
 
     def env(threads: int) -> dict[str, str]:
@@ -115,14 +144,7 @@ async def start(config: Config, placement: Placement) -> Fleet:
         return None
 
     rollouts, embedders, selectors, policy, sampler = await asyncio.gather(
-        Pool.start(
-            RolloutActor,
-            (models[0], config.policy.dtype, config.rollout, config.data, config.frames, store, store_name),
-            config.rollout,
-            COMMON_ENV | engine_env(config.rollout),
-            placement.of("rollout"),
-            ENGINE_CONCURRENCY,
-        ),
+        _start_rollouts(config, placement, store, store_name),
         Pool.start(
             EmbedderActor,
             (models[1], config.embedder, config.data, config.frames),
@@ -176,12 +198,11 @@ async def prepare(
 def collector(fleet: Fleet, config: Config, videos: dict[str, Video]) -> Collector:
     """The collector over this fleet."""
     return Collector(
-        fleet.rollouts,
+        Turns(fleet.rollouts, config.rollout, config.prompts, config.frames, videos),
         fleet.embedders,
         fleet.selectors,
-        config.rollout,
-        config.prompts,
-        config.frames,
+        config.frames.budget,
+        config.prompts.max_queries,
         config.rewards,
         videos,
         config.train.seed,

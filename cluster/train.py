@@ -65,7 +65,8 @@ async def train(config: Config, questions: Sequence[Question], run_dir: Path, co
                     write_trajectories(run_dir, step, groups)
                     if step % config.train.checkpoint_every == 0 or step == config.train.steps:
                         await checkpoint(actors, run_dir, step)
-                sink.log(step, rollout_metrics(groups) | metrics | clock.metrics())
+                decodes = {"cache/decodes": float(sum(await actors.embedders.broadcast("decodes")))}
+                sink.log(step, rollout_metrics(groups) | metrics | decodes | clock.metrics())
 
         # A task, so that the frames it shows never pass through this process.
         await ray.remote(num_cpus=0)(report_run).remote(run_dir, config.data, config.frames)

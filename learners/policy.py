@@ -32,7 +32,7 @@ from learners.rank import LearnerRank, Published, plan_micro_batches
 from services.config import DataConfig, FramesConfig
 from services.errors import TrainingError
 from services.frames import FrameCache, read_visual
-from services.vision import load_video_processor, patches
+from services.vision import FrameProcessor
 from services.weights import POLICY
 
 LOGIT_CHUNK = 256
@@ -157,7 +157,7 @@ class PolicyLearner(LearnerRank):
         self.config: PolicyConfig = config
         self._model, self._temperature = model, temperature
         self._frames = FrameCache.of(data, frames)
-        self._processor = load_video_processor(model)
+        self._processor = FrameProcessor(model)
 
     def build(self) -> torch.nn.Module:
         return PolicyNetwork(load_mllm(self._model, self.config.dtype, self.config), self._temperature)
@@ -330,8 +330,8 @@ class PolicyLearner(LearnerRank):
             "spans": spans(families, device),
         }
         if with_vision and not pixels:
-            blank, grid = patches(self._processor, np.zeros((2, 28, 28, 3), np.uint8))
-            pixels, grids = [blank], [grid]
+            blank, grids = self._processor.patches(np.zeros((2, 28, 28, 3), np.uint8), "video")
+            pixels = [blank]
         if pixels:
             inputs |= {"patches": torch.cat(pixels).to(device), "grids": torch.tensor(grids, device=device)}
 
@@ -354,17 +354,22 @@ class PolicyLearner(LearnerRank):
         """Of one turn: where its frames stand in the prompt [P], positions [3, P + R], patches and grids (none without
         frames)."""
         config, turn = self.engine.module.mllm.config, sample.turn
-        pixels, grids, merged, steps = [], [], [], []
+        pixels: list[torch.Tensor] = []
+        grids: list[tuple[int, int, int]] = []
+        step = 1.0
         if turn.visual is not None:
-            patch_rows, (t, h, w) = patches(self._processor, read_visual(self._frames, turn.visual))
-            merge, temporal = config.vision_config.spatial_merge_size, config.vision_config.temporal_patch_size
-            seconds = seconds_per_grid(len(turn.visual.frames), turn.visual.num_frames, temporal)
-            pixels, grids = [patch_rows], [(t, h, w)]
-            merged, steps = [(t, h // merge, w // merge)], [seconds * config.vision_config.tokens_per_second]
-        is_visual = turn.prompt_ids == config.video_token_id
-        after = np.zeros(len(turn.response_ids), bool)
+            patch_rows, grids = self._processor.patches(read_visual(self._frames, turn.visual), turn.visual.shown_as)
+            pixels = [patch_rows]
+            if turn.visual.shown_as == "video":
+                temporal = config.vision_config.temporal_patch_size
+                seconds = seconds_per_grid(len(turn.visual.frames), turn.visual.num_frames, temporal)
+                step = seconds * config.vision_config.tokens_per_second
+        merge = config.vision_config.spatial_merge_size
+        merged = [(t, h // merge, w // merge) for t, h, w in grids]
+        is_visual = np.isin(turn.prompt_ids, (config.video_token_id, config.image_token_id))
+        in_turn = np.concatenate([is_visual, np.zeros(len(turn.response_ids), bool)])
         try:
-            return is_visual, mrope_positions(np.concatenate([is_visual, after]), merged, steps), pixels, grids
+            return is_visual, mrope_positions(in_turn, merged, [step] * len(merged)), pixels, grids
         except ValueError as error:
             raise TrainingError(f"{sample.name}: {error}") from None
 

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from services.schema import ShownAs
+
 
 def default_cache() -> Path:
     """`$MSJOE_CACHE`, else `~/.cache/msjoe`."""
@@ -30,6 +32,10 @@ class DataConfig(Section):
     """Training questions, in any form that `msjoe questions` recognises (`docs/data.md`). Empty: those of the toy world."""
     video_root: Path | None = None
     """Folder that relative video paths start from. Empty: the folder of the questions file."""
+    min_pass_rate: float = Field(default=0.0, ge=0, le=1)
+    """Questions of a lower pass rate are left out of training."""
+    max_pass_rate: float = Field(default=1.0, ge=0, le=1)
+    """Questions of a higher pass rate are left out of training."""
     cache: Path = Field(default_factory=default_cache)
     """Folder of the frame and feature caches; on a cluster, one that every node sees.
     Default `$MSJOE_CACHE`, else `~/.cache/msjoe`."""
@@ -43,6 +49,12 @@ class DataConfig(Section):
     decode_deadline: float = Field(default=600.0, gt=0)
     """Seconds one video may take to decode before its decoder is killed and the video left out."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> DataConfig:
+        if self.min_pass_rate > self.max_pass_rate:
+            raise ValueError(f"min_pass_rate {self.min_pass_rate:g} is above max_pass_rate {self.max_pass_rate:g}")
+        return self
+
 
 class FramesConfig(Section):
     """How large frames are, in visual tokens of the MLLM (28 x 28 pixels each)."""
@@ -54,6 +66,9 @@ class FramesConfig(Section):
     encoding: Literal["raw", "jpeg"] = "raw"
     """How cached frames are kept: as they were decoded, or as JPEGs of a sixth of the bytes, which cost time to read and are
     not exactly the same pixels."""
+    shown_as: ShownAs = "video"
+    """The answer turn's key frames: one `video`, evenly spread as far as the MLLM can tell (ours; two frames share a visual
+    token), or `images`, each behind its second."""
     preview_tokens_per_frame: int = Field(default=32, ge=1)
     """Largest number of visual tokens of a preview frame in the query turn (paper: 32)."""
 

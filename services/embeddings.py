@@ -20,7 +20,7 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 
-from services.storage import Storage, written_whole
+from services.storage import Storage, folder_stamp, written_whole
 
 
 class FeatureCache:
@@ -88,10 +88,8 @@ def remember_key(root: Path, model: str, parameters: Sequence[str], key: str) ->
 
 def _key_file(root: Path, model: str, parameters: Sequence[str]) -> Path:
     """Named by all that can change the key without a change of the config: the folder's files, and open_clip's version."""
-    folder = Path(model.removeprefix("local-dir:"))
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    identity = [model, *parameters, version("open_clip_torch"), stats]
+    files = folder_stamp(Path(model.removeprefix("local-dir:")))
+    identity = [model, *parameters, version("open_clip_torch"), files]
     name = blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
     return root / "hashes" / "v1" / "clip" / name
 

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 
 from services.errors import DecoderLost, VideoError
-from services.schema import Video, VisualInput
+from services.schema import ShownAs, Video, VisualInput
 from services.storage import Storage, written_whole
 from services.video import DECODE_RULE, DecodeProcess, Frame, frame_size
 
@@ -269,10 +269,10 @@ def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.stack(resized) if resized else np.empty((0, height, width, 3), np.uint8)
 
 
-def visual_input(video: Video, frames: Iterable[int], max_tokens: int) -> VisualInput:
+def visual_input(video: Video, frames: Iterable[int], max_tokens: int, shown_as: ShownAs = "video") -> VisualInput:
     """`frames` of `video`, put in time order, to be shown at no more than `max_tokens` visual tokens each."""
     height, width = frame_size(video.height, video.width, max_tokens)
-    return VisualInput(video.key, tuple(sorted(int(i) for i in frames)), video.num_frames, height, width)
+    return VisualInput(video.key, tuple(sorted(int(i) for i in frames)), video.num_frames, height, width, shown_as)
 
 
 def read_visual(cache: FrameCache, visual: VisualInput) -> np.ndarray:

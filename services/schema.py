@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,6 +19,9 @@ MAX_QUERIES = 4
 """Rows of the similarity matrix that the sampler network is built for."""
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+ShownAs = Literal["video", "images"]
+"""How a turn shows its frames: as one video, two to a temporal patch, or each as an image."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Question:
     answer: str
     """The right option's letter."""
     pass_rate: float | None = None
-    """Share of right answers of the base MLLM with uniform frames, 0…1; None when never measured."""
+    """c: share of right answers of the base MLLM with uniform frames, 0…1; None when never measured."""
     data_source: str = ""
     group: tuple[str, ...] = ()
     """Groups its benchmark reports by, such as a duration or tasks; a question may count in several."""
@@ -42,6 +46,10 @@ class Question:
     """Path of the video's subtitle file, absolute once read; None when there is none."""
     subtitle_offset: float = 0.0
     """Seconds on the subtitles' clock at which the video starts."""
+    pass_rate_samples: int | None = None
+    """Answers that `pass_rate` was measured over; None when that is not known."""
+    pass_rate_model: str = ""
+    """The MLLM that `pass_rate` was measured with."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ class VisualInput:
     height: int
     """Pixels of a frame as shown; a multiple of 28, as is `width`."""
     width: int
+    shown_as: ShownAs = "video"
 
 
 @dataclass(frozen=True)

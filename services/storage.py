@@ -36,6 +36,12 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def folder_stamp(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file in a model's folder; empty when `folder` is none (a model's name)."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
 class Storage:
     """Files by their name under the folder `root`, and under the same name in `bucket` (`s3://…`, `gs://…`; empty: none)."""
 

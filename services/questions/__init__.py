@@ -4,6 +4,6 @@ A form is known by its columns (`read.FORMATS`), never by its name; each has one
 """
 
 from services.questions.read import Recognised, Refused, read_questions, scan_questions
-from services.questions.training import write_questions
+from services.questions.training import check_suffix, write_questions
 
-__all__ = ["Recognised", "Refused", "read_questions", "scan_questions", "write_questions"]
+__all__ = ["Recognised", "Refused", "check_suffix", "read_questions", "scan_questions", "write_questions"]

@@ -8,6 +8,8 @@
 | `options` | list of strings | 2 to 26, without letters; the first is A |
 | `answer` | string | letter of the right option |
 | `pass_rate` | number 0…1 or null | optional: share of right answers of the base MLLM |
+| `pass_rate_samples` | whole number or null | optional: over how many answers |
+| `pass_rate_model` | string or null | optional: of which MLLM |
 | `data_source` | string or null | optional |
 | `group` | list of strings or null | optional: groups that accuracy is reported by |
 | `subtitles` | string or null | optional: path, as that of the video |
@@ -30,6 +32,7 @@ import pyarrow.parquet as pq
 from services.errors import UserError
 from services.questions.rows import Format, Place, Row, optional_text, text, texts, wrong
 from services.schema import LETTERS, Question
+from services.storage import written_whole
 
 SCHEMA = pa.schema(
     [
@@ -39,6 +42,8 @@ SCHEMA = pa.schema(
         ("options", pa.list_(pa.string())),
         ("answer", pa.string()),
         ("pass_rate", pa.float64()),
+        ("pass_rate_samples", pa.int64()),
+        ("pass_rate_model", pa.string()),
         ("data_source", pa.string()),
         ("group", pa.list_(pa.string())),
         ("subtitles", pa.string()),
@@ -48,14 +53,20 @@ SCHEMA = pa.schema(
 
 
 def write_questions(questions: Iterable[Question], path: Path) -> None:
-    """Write the training format, parquet or JSON lines by `path`'s suffix; `read_questions` gives the same back."""
+    """Write the training format, parquet or JSON lines by `path`'s suffix, whole or not at all; `read_questions` gives the
+    same back. Raises UserError for another suffix, or when the file system refuses."""
+    check_suffix(path)
     rows = [{**asdict(question), "options": [*question.options], "group": [*question.group]} for question in questions]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    else:
+    with written_whole(path) as temporary:
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+        else:
+            temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def check_suffix(path: Path) -> None:
+    """Raises UserError for a path that `write_questions` does not know how to write."""
+    if path.suffix not in (".parquet", ".jsonl"):
         raise UserError(f"{path}: unknown kind of questions file {path.suffix!r}; valid: .parquet, .jsonl")
 
 
@@ -68,6 +79,9 @@ def _question(row: Row, place: Place) -> Question:
     rate = row.get("pass_rate")
     if rate is not None and not (_is_number(rate) and 0 <= rate <= 1):
         raise wrong(row, "pass_rate", "a number from 0 to 1, or null when never measured")
+    samples = row.get("pass_rate_samples")
+    if samples is not None and not (isinstance(samples, int) and samples > 0):
+        raise wrong(row, "pass_rate_samples", "a positive whole number, or null")
     source, subtitles = optional_text(row, "data_source"), optional_text(row, "subtitles")
     group = row.get("group") or []
     if not (isinstance(group, list) and all(isinstance(name, str) for name in group)):
@@ -82,6 +96,8 @@ def _question(row: Row, place: Place) -> Question:
         options=options,
         answer=answer,
         pass_rate=None if rate is None else float(rate),
+        pass_rate_samples=samples,
+        pass_rate_model=optional_text(row, "pass_rate_model"),
         data_source=source,
         group=tuple(group),
         subtitles=place.find(subtitles) if subtitles else None,

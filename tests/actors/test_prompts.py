@@ -7,6 +7,7 @@ import random
 import pytest
 
 from actors.prompts import answer_messages, parse_answer, parse_queries, query_messages
+from services.questions.subtitles import Subtitle
 from services.schema import Question
 
 QUESTION = Question("q", "/v.mp4", "What is red?", ("star", "ring"), "B")
@@ -86,3 +87,21 @@ def test_messages() -> None:
     assert "ring" not in bare[0]["text"]
     assert "up to 2 " in bare[0]["text"]
     assert "What is red?\nA. star\nB. ring" in answer_messages(QUESTION)[0]["content"][1]["text"]
+
+
+def shown(messages: list[dict]) -> str:
+    return "".join(part.get("text", f"<{part['type']}>") for part in messages[0]["content"])
+
+
+def test_images_stand_behind_their_seconds_and_subtitles_between_them() -> None:
+    subtitles = [Subtitle(2.0, 4.0, "look"), Subtitle(60.5, 61.5, "gone")]
+    text = shown(answer_messages(QUESTION, (0, 3, 61), subtitles, "images"))
+    assert text.startswith(
+        "0 s: <image>\n3 s: <image>\nSubtitle: look\n61 s: <image>\nSubtitle: gone\nWhat is red?\nA. "
+    )
+
+
+def test_a_video_has_its_subtitles_behind_it() -> None:
+    text = shown(answer_messages(QUESTION, (0, 3, 61), [Subtitle(2.0, 4.0, "look")]))
+    assert text.startswith("<video>Subtitles:\n2 s: look\nWhat is red?")
+    assert shown(answer_messages(QUESTION, (0, 3))).startswith("<video>What is red?")

@@ -85,21 +85,34 @@ def test_paths_become_absolute(toy_config: Config, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("rates", "message"),
-    [([0.5, None], "missing for 1, such as q1"), ([1.0, 1.0], "every question has pass_rate 1")],
+    ("rates", "objective", "bounds", "found"),
+    [
+        ([0.5, None], "difficulty", {}, "missing for 1, such as q1"),
+        ([0.5, None], "joint", {"max_pass_rate": 0.9}, "max_pass_rate needs every question's pass_rate; missing for 1"),
+        ([1.0, 1.0], "difficulty", {}, "nor below the 1 that leaves stage 1 nothing to learn; theirs are 1…1"),
+        ([0.5, 1.0], "joint", {"max_pass_rate": 0.25}, "no question has a pass_rate in 0…0.25; theirs are 0.5…1"),
+        ([0.0, 0.5, 1.0], "difficulty", {}, ["q0", "q1"]),
+        ([0.0, 0.5, 0.75, 1.0], "joint", {"min_pass_rate": 0.25, "max_pass_rate": 0.75}, ["q1", "q2"]),
+        ([None, 1.0], "joint", {}, ["q0", "q1"]),
+    ],
 )
-def test_stage_1_needs_pass_rates(rates: list[float | None], message: str, toy_config: Config, tmp_path: Path) -> None:
+def test_questions_are_chosen_by_pass_rate(
+    rates: list[float | None], objective: str, bounds: dict, found: object, toy_config: Config, tmp_path: Path
+) -> None:
     row = {"video": "v.mp4", "question": "?", "options": ["x", "y"], "answer": "A"}
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(json.dumps(row | {"id": f"q{i}", "pass_rate": c}) + "\n" for i, c in enumerate(rates)))
     config = toy_config.model_copy(
         update={
-            "data": toy_config.data.model_copy(update={"questions": questions}),
-            "sampler": toy_config.sampler.model_copy(update={"objective": "difficulty"}),
+            "data": toy_config.data.model_copy(update={"questions": questions} | bounds),
+            "sampler": toy_config.sampler.model_copy(update={"objective": objective}),
         }
     )
-    with pytest.raises(UserError, match=message):
-        load_questions(config)
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            load_questions(config)
+    else:
+        assert [question.id for question in load_questions(config)] == found
 
 
 def question(name: str) -> Question:

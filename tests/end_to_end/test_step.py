@@ -11,6 +11,7 @@ import pickle
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +50,9 @@ class Story:
     """The fixed prompt after the update."""
     second: list[Group]
     second_by_learner: list[np.ndarray]
+    images: list[Group]
+    """Key frames as images behind their seconds, with subtitles between them."""
+    images_by_learner: list[np.ndarray]
     other_vision: Turn
     """The fixed prompt after a version in which only the vision tower changed."""
     too_long: str
@@ -69,9 +73,16 @@ def weights(fleet: Fleet, network: str) -> Weights:
     return {name: tensor.clone() for name, tensor in read_version(fleet.store, network)[1]}
 
 
-async def tell(config: Config) -> Story:
+def with_images(config: Config) -> Config:
+    frames = config.frames.model_copy(update={"shown_as": "images"})
+    return config.model_copy(
+        update={"frames": frames, "prompts": config.prompts.model_copy(update={"subtitles": True})}
+    )
+
+
+async def tell(config: Config, subtitles: Path) -> Story:
     placement = await Placement.create(plan(config), 120, print)
-    fleet = await start(config, placement)
+    fleet = await start(with_images(config), placement)  # whose engine takes both
     assert fleet.policy is not None
     assert fleet.sampler is not None
     questions = load_questions(config)[:3]
@@ -97,6 +108,9 @@ async def tell(config: Config) -> Story:
     updated = await fixed_prompt()
     second = await collect.collect(questions, 2, draws=2, step=2)
     second_by_learner = await fleet.policy.call("log_probs", turns(second))
+    spoken = [replace(questions[0], subtitles=str(subtitles)), questions[1]]
+    images = await collector(fleet, with_images(config), videos).collect(spoken, 2, draws=1, step=2)
+    images_by_learner = await fleet.policy.call("log_probs", turns(images))
 
     vision_only = [(name, 1.5 * tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
     write_bucket(fleet.store, POLICY, 3, 0, vision_only, 60)
@@ -120,14 +134,18 @@ async def tell(config: Config) -> Story:
         updated,
         second,
         second_by_learner,
+        images,
+        images_by_learner,
         other_vision,
         str(refused),
     )
 
 
 @pytest.fixture(scope="module")
-def story(ray_cluster: None, toy_config: Config) -> Iterator[Story]:
-    yield asyncio.run(tell(toy_config))
+def story(ray_cluster: None, toy_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    subtitles = tmp_path_factory.mktemp("subtitles") / "all.srt"
+    subtitles.write_text("1\n00:00:00,000 --> 01:00:00,000\nhere comes the star\n")
+    yield asyncio.run(tell(toy_config, subtitles))
 
 
 @pytest.mark.parametrize("network", [0, 1], ids=["policy", "sampler"])
@@ -145,18 +163,27 @@ def test_the_versions_move_and_every_trajectory_carries_them(story: Story) -> No
             assert trajectory.selection.version == version
 
 
-@pytest.mark.parametrize("when", ["before the update", "after it"])
-def test_engine_and_learner_agree_on_the_sampled_tokens(story: Story, when: str) -> None:
-    groups, by_learner = (
-        (story.first, story.first_by_learner)
-        if when == "before the update"
-        else (story.second, story.second_by_learner)
-    )
-    samples = turns(groups)
-    assert len(samples) == 3 * 4 * 2
+@pytest.mark.parametrize(("when", "count"), [("first", 3 * 4 * 2), ("second", 3 * 4 * 2), ("images", 2 * 2 * 2)])
+def test_engine_and_learner_agree_on_the_sampled_tokens(story: Story, when: str, count: int) -> None:
+    """Before the update, after it, and of frames shown as images."""
+    samples, by_learner = turns(getattr(story, when)), getattr(story, f"{when}_by_learner")
+    assert len(samples) == count
     for sample, log_probs in zip(samples, by_learner, strict=True):
         assert len(sample.turn.response_ids) > 0
         np.testing.assert_allclose(log_probs, sample.turn.log_probs, atol=1e-4, rtol=0)
+
+
+def test_images_stand_behind_their_seconds_with_subtitles_between(story: Story, toy_config: Config) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(toy_config.policy.model)
+    for group in story.images:
+        for trajectory in group.trajectories:
+            prompt = tokenizer.decode(trajectory.answer_turn.prompt_ids.tolist())
+            stamps = [int(second) for second in re.findall(r"(\d+) s: <.vision_start.>(?:<.image_pad.>)+<", prompt)]
+            assert tuple(stamps) == trajectory.selection.frames
+            assert ("Subtitle: here comes the star" in prompt) == (group.question.subtitles is not None)
+            assert "<|image_pad|>" not in tokenizer.decode(trajectory.query_turn.prompt_ids.tolist())
 
 
 def test_draws_share_their_query_turn_and_nothing_else(story: Story) -> None:

@@ -25,7 +25,7 @@ from learners.sampler import SamplerLearner
 from services.errors import TrainingError
 from services.frames import FrameCache, read_visual, visual_input
 from services.schema import Selection, Turn, VisualInput
-from services.vision import load_video_processor, patches
+from services.vision import FrameProcessor
 from services.weights import create_store, read_version
 
 ENV = COMMON_ENV | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -178,7 +178,7 @@ def reference_log_probs(mllm: Any, config: Config, sample: PolicySample) -> torc
     turn, grids, steps, inputs = sample.turn, [], [], {}
     ids = np.concatenate([turn.prompt_ids, turn.response_ids]).astype(np.int64)
     if turn.visual is not None:
-        rows, (t, h, w) = patches(load_video_processor(config.policy.model), read_visual(cache, turn.visual))
+        rows, ((t, h, w),) = FrameProcessor(config.policy.model).patches(read_visual(cache, turn.visual), "video")
         inputs = {"pixel_values_videos": rows, "video_grid_thw": torch.tensor([[t, h, w]])}
         grids, seconds = [(t, h // 2, w // 2)], seconds_per_grid(len(turn.visual.frames), turn.visual.num_frames, 2)
         steps = [seconds * mllm.config.vision_config.tokens_per_second]

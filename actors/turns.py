@@ -1,0 +1,72 @@
+"""The two turns of a trajectory as calls: messages and frames to the rollout pool, a `Turn` back.
+
+Invariants: a turn is decided by its question, its frames and its seed, whichever engine serves it; pixels go by reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+from actors.config import PromptConfig, RolloutConfig
+from actors.pool import Pool
+from actors.prompts import Message, answer_messages, query_messages
+from actors.selectors import uniform_frames
+from services.config import FramesConfig
+from services.errors import UserError
+from services.frames import visual_input
+from services.questions.subtitles import Subtitle, overlapping, read_subtitles
+from services.schema import Question, Turn, Video, VisualInput
+
+SUBTITLE_FILES = 1024
+"""Subtitle files kept in memory."""
+
+
+class Turns:
+    """Asks the rollout pool. `videos`: by the path that questions name them with."""
+
+    def __init__(
+        self,
+        rollouts: Pool,
+        rollout: RolloutConfig,
+        prompts: PromptConfig,
+        frames: FramesConfig,
+        videos: Mapping[str, Video],
+    ) -> None:
+        self._rollouts, self._rollout, self._prompts, self._frames = rollouts, rollout, prompts, frames
+        self._videos = videos
+        self._read_subtitles = lru_cache(SUBTITLE_FILES)(read_subtitles)
+
+    async def query(self, question: Question, seed: int) -> Turn:
+        """The query turn: uniform previews of the video, and the request for visual queries."""
+        video = self._videos[question.video]
+        previews = uniform_frames(video.num_frames, self._frames.previews)
+        visual = visual_input(video, previews, self._frames.preview_tokens_per_frame) if previews else None
+        messages = query_messages(
+            question,
+            show_options=self._prompts.options_in_query_turn,
+            max_queries=self._prompts.max_queries,
+            has_video=visual is not None,
+        )
+        return await self._generate(question, messages, visual, self._rollout.query_tokens, seed)
+
+    async def answer(self, question: Question, frames: Iterable[int], seed: int) -> Turn:
+        """The answer turn: the key `frames` of the video, subtitles if asked for, and the request for a letter."""
+        video, shown_as = self._videos[question.video], self._frames.shown_as
+        visual = visual_input(video, frames, self._frames.tokens_per_frame, shown_as)
+        messages = answer_messages(question, visual.frames, self._subtitles(question, video, visual), shown_as)
+        return await self._generate(question, messages, visual, self._rollout.answer_tokens, seed)
+
+    def _subtitles(self, question: Question, video: Video, visual: VisualInput) -> tuple[Subtitle, ...]:
+        if not self._prompts.subtitles or question.subtitles is None:
+            return ()
+        known = self._read_subtitles(question.subtitles, question.subtitle_offset, float(video.num_frames))
+        return overlapping(known, visual.frames)
+
+    async def _generate(
+        self, question: Question, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int
+    ) -> Turn:
+        try:
+            return await self._rollouts.call("generate", messages, visual, max_tokens, seed)
+        except UserError as error:
+            raise UserError(f"question {question.id}: {error}") from None

@@ -1,0 +1,133 @@
+"""`msjoe prepare --pass-rate`: how hard each question is for the MLLM as it is: the share of right answers over n rollouts
+of the answer turn with uniform frames (c of stage 1).
+
+Invariants: an answer is decided by the seed, the question and its number, so a rate does not depend on where or when it is
+measured; each rate is on disk as soon as it is known, under a key of all that it depends on, so a killed run goes on where
+it stopped and nothing is measured twice; a question whose video cannot be read keeps no rate, and is named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from actors.collector import stream
+from actors.prompts import parse_answer
+from actors.selectors import uniform_frames
+from actors.turns import Turns
+from cluster.config import Config
+from cluster.fleet import rollout_pool
+from services.errors import VideoError
+from services.frames import FrameCache
+from services.schema import Question, Video
+from services.storage import Storage, folder_stamp
+
+PROGRESS = (TextColumn("measuring pass rates"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+IN_FLIGHT = 2
+"""Answers asked for at once, in batches of the engines: enough to keep them full, few enough to hold their frames."""
+
+
+async def measure(config: Config, questions: Sequence[Question], samples: int, console: Console) -> list[Question]:
+    """The questions with their pass rates over `samples` answers each; their videos must be in the cache."""
+    rates = PassRates(config, samples)
+    videos = _videos(config, questions, console)
+    readable = [question for question in questions if question.video in videos]
+    missing = [question for question in readable if rates.known(question, videos) is None]
+    if missing:
+        console.print(
+            f"{len(readable) - len(missing)} of {len(readable)} pass rates are known; measuring {len(missing)}"
+        )
+        async with rollout_pool(config, console.print) as pool:
+            turns = Turns(pool, config.rollout, config.prompts, config.frames, videos)
+            at_once = asyncio.Semaphore(max(1, IN_FLIGHT * config.rollout.max_num_seqs * len(pool.actors) // samples))
+            with Progress(*PROGRESS, console=console) as bar:
+                calls = [rates.measure(question, videos, turns, at_once) for question in missing]
+                for ready in bar.track(asyncio.as_completed(calls), total=len(calls)):
+                    await ready
+    model = Path(config.policy.model).name if Path(config.policy.model).is_dir() else config.policy.model
+    measured = [
+        replace(question, pass_rate=rate, pass_rate_samples=samples, pass_rate_model=model)
+        if question.video in videos and (rate := rates.known(question, videos)) is not None
+        else replace(question, pass_rate=None, pass_rate_samples=None, pass_rate_model="")
+        for question in questions
+    ]
+    console.print(_table(measured))
+    return measured
+
+
+class PassRates:
+    """Rates that were measured, as the files `pass_rates/v1/…` of the cache, and the measuring of others."""
+
+    def __init__(self, config: Config, samples: int) -> None:
+        self._config, self._samples = config, samples
+        self._storage = Storage(config.data.cache, config.data.bucket)
+        rollout, frames = config.rollout, config.frames
+        self._decided_by = [
+            config.policy.model, folder_stamp(Path(config.policy.model)), config.policy.dtype, rollout.temperature,
+            rollout.answer_tokens, frames.budget, frames.tokens_per_frame, frames.shown_as, config.prompts.subtitles,
+            config.train.seed, samples,
+        ]  # fmt: skip
+
+    def known(self, question: Question, videos: Mapping[str, Video]) -> float | None:
+        """The question's rate, None when it was never measured."""
+        try:
+            return json.loads(self._storage.find(self._name(question, videos)).read_text())["right"] / self._samples
+        except FileNotFoundError:
+            return None
+
+    async def measure(
+        self, question: Question, videos: Mapping[str, Video], turns: Turns, at_once: asyncio.Semaphore
+    ) -> None:
+        """Answer the question `samples` times and keep how often it was right; no more questions than `at_once` together."""
+        frames = uniform_frames(videos[question.video].num_frames, self._config.frames.budget)
+        seeds = [stream(self._config.train.seed, "pass rate", question.id, index) for index in range(self._samples)]
+        async with at_once:
+            replies = await asyncio.gather(*[turns.answer(question, frames, seed) for seed in seeds])
+        letters = [parse_answer(reply.text, len(question.options))[0] for reply in replies]
+        record = {"question": question.id, "right": letters.count(question.answer), "samples": self._samples}
+        with self._storage.write(self._name(question, videos)) as temporary:
+            temporary.write_text(json.dumps(record))
+
+    def _name(self, question: Question, videos: Mapping[str, Video]) -> str:
+        asked = [question.id, question.question, question.options, question.answer, question.subtitles]
+        identity = json.dumps([*self._decided_by, *asked, videos[question.video].key])
+        key = blake2b(identity.encode(), digest_size=16).hexdigest()
+        return f"pass_rates/v1/{key[:2]}/{key}.json"
+
+
+def _videos(config: Config, questions: Sequence[Question], console: Console) -> dict[str, Video]:
+    """The questions' videos as they are cached, by path; those that cannot be read are named."""
+    cache = FrameCache.of(config.data, config.frames)
+    videos: dict[str, Video] = {}
+    for path in dict.fromkeys(question.video for question in questions):
+        try:
+            video = cache.find(path)
+            reason = f"{path}: is not in the cache"
+        except VideoError as error:
+            video, reason = None, str(error)
+        if video is not None:
+            videos[path] = video
+        else:
+            lost = ", ".join(question.id for question in questions if question.video == path)
+            console.print(f"no pass rate for {lost}: {reason}", soft_wrap=True)
+    return videos
+
+
+def _table(questions: Sequence[Question]) -> Table:
+    """How many questions have which rate."""
+    counts = Counter(question.pass_rate for question in questions)
+    table = Table("pass rate", "questions", title=f"{len(questions)} questions", title_justify="left", box=None)
+    for rate in sorted((rate for rate in counts if rate is not None), reverse=True):
+        table.add_row(f"{rate:g}", str(counts[rate]))
+    if counts[None]:
+        table.add_row("not measured", str(counts[None]))
+    return table
