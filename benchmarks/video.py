@@ -24,7 +24,8 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from rich.console import Console
 from rich.table import Table
 
-from services.video import DecodeProcess, frame_size
+from services.decode_process import DecodeProcess
+from services.video import frame_size
 
 FPS, CLIP = 30, 20
 """Frames a second, and the clip's seconds."""

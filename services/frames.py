@@ -28,10 +28,11 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 
+from services.decode_process import DecodeProcess
 from services.errors import DecoderLost, VideoError
 from services.schema import ShownAs, Video, VisualInput
 from services.storage import Storage, written_whole
-from services.video import DECODE_RULE, DecodeProcess, Frame, frame_size
+from services.video import DECODE_RULE, Frame, frame_size
 
 if TYPE_CHECKING:
     from services.config import DataConfig, FramesConfig

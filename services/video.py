@@ -1,4 +1,4 @@
-"""The only room that opens a video: its candidate frames, one a second, decoded in a process that can be killed.
+"""The only room that opens a video: its candidate frames, one a second.
 
 The rule (`DECODE_RULE`; a change of it is a new version): time runs from the first frame's timestamp. Candidate `i` is the
 frame on screen at second `i`, the last one whose timestamp is at most `i + EPSILON`; there are
@@ -7,37 +7,35 @@ timestamps makes variable frame rates right; the number of frames that a contain
 and have square pixels, as a player shows them.
 
 Invariants: a video gives all its candidates or a `VideoError` with the reason, never some of them, nor one that the decoder
-had to patch up; memory does not grow with its length, because frames stream one by one; no video library is loaded outside
-the child, and the child loads neither torch nor ray.
+had to patch up; the content alone decides which library reads it; memory does not grow with the length. Video libraries are
+loaded when the first video is read, and neither torch nor ray ever: `services.decode_process` runs this room in a child.
 
-PyAV reads everything, on one thread. It decodes what a shown frame may depend on, and only shown frames are converted.
+decord reads first: plain videos, those of which PyAV's demuxer says where every frame lies, as far as they are short enough
+for its memory. Whatever else there is, and what decord is not sure of, PyAV reads, on one thread; it decodes what a shown
+frame may depend on, and only shown frames are converted.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import signal
-import subprocess
 import sys
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from services.errors import DecoderLost, VideoError
+from services.errors import VideoError
 
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
-DECODE_RULE = "2"
+DECODE_RULE = "3"
 """Version of the rule above; part of the key of every cached frame."""
 EPSILON = 0.005
 """Seconds: containers round timestamps, and a frame meant for second `i` may say a little more."""
@@ -49,13 +47,19 @@ REORDERED = 32
 """Packets that may lie between two frames shown one after the other; H.264 allows 16."""
 PATCH = 28
 """Pixels of one visual token's side."""
-GRACE = 10
-"""Seconds past the deadline after which a child ends itself, should its parent be gone."""
+DECORD_BYTES = 256 * 2**20
+"""What a video may have, packets and converted frames together, for decord to read it: its thread runs ahead unbounded."""
+DECORD_CODECS = {"h264", "hevc", "vp9"}
+"""That its FFmpeg 4 decodes and whose every packet is one shown frame."""
+DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+"""That give every packet its timestamp."""
 
 Frame = tuple[float, np.ndarray]
 """Timestamp in seconds, and pixels uint8 [H, W, 3]."""
 Write = Callable[[Iterator[Frame]], None]
 """What becomes of the frames; picklable, run in the child. An OSError it raises reaches the caller as it is."""
+Reader = Callable[[str, int, Write], bool]
+"""Passes the candidates of the video at a path, of at most so many visual tokens, to `write`; False: another should."""
 Item = TypeVar("Item")
 
 
@@ -101,31 +105,126 @@ def each_second(shown: Iterable[tuple[float, Item]]) -> Iterator[tuple[float, It
 
 
 def decode(path: str, max_tokens: int, write: Write) -> None:
-    """Pass the video's candidate frames to `write`, rescaled to `frame_size`.
+    """Pass the video's candidate frames to `write`, rescaled to `frame_size`; anew when decord turns out not to be sure.
 
     Raises VideoError with the reason when not all can be had.
     """
-    write(_candidates(path, max_tokens))
+    if not read_with_decord(path, max_tokens, write):
+        read_with_pyav(path, max_tokens, write)
 
 
-def _candidates(path: str, max_tokens: int) -> Iterator[Frame]:
-    """The candidate frames; whatever goes wrong in making them is a VideoError, which names the path."""
-    import av
-
+def read_with_decord(path: str, max_tokens: int, write: Write) -> bool:
+    """Whether decord read the video; what went to `write` otherwise is to be thrown away."""
     try:
-        with av.open(path) as container:
-            stream = _stream(container)
-            stream.codec_context.thread_count = 1  # frame threads can deadlock when reading stops early
-            size = held = None
-            for time, frame in each_second(_shown(container, stream)):
-                size = size or _size(frame, stream.sample_aspect_ratio or Fraction(1), max_tokens)
-                if frame is not held:
-                    held, pixels = frame, _upright(frame, *size)
-                yield time, pixels
-            if held is None:
-                raise VideoError("has no frame")
+        if (plan := _plan(path, max_tokens)) is None:
+            return False
+        write(_decord_frames(path, *plan))
+    except VideoError:  # PyAV reads it, or says what is wrong
+        return False
+    return True
+
+
+def read_with_pyav(path: str, max_tokens: int, write: Write) -> bool:
+    """True; raises VideoError when the video cannot be read."""
+    write(_pyav_frames(path, max_tokens))
+    return True
+
+
+@contextmanager
+def _says_why(path: str) -> Iterator[None]:
+    """Whatever goes wrong in reading is a VideoError, which names the path."""
+    try:
+        yield
     except Exception as error:
         raise VideoError(f"{path}: {_reason(error)}") from error
+
+
+def _plan(path: str, max_tokens: int) -> tuple[int, int, list[float]] | None:
+    """Height, width and every frame's timestamp, for a video that decord reads; else None. Decodes the first frame only.
+
+    Raises VideoError when the file is damaged.
+    """
+    import av
+
+    with _says_why(path), av.open(path) as container:
+        stream = _stream(container)
+        first = next(container.decode(stream), None)
+        if first is None or first.rotation or first.interlaced_frame or (stream.sample_aspect_ratio or 1) != 1:
+            return None
+        codec, pixels = stream.codec_context.name, stream.codec_context.pix_fmt
+        if codec not in DECORD_CODECS or container.format.name not in DECORD_CONTAINERS or pixels != "yuv420p":
+            return None
+        height, width = _size(first, Fraction(1), max_tokens)
+    with _says_why(path), av.open(path) as container:
+        nbytes, stamps = 0, list[int]()
+        for packet in _packets(container, stream := _stream(container)):
+            if packet.size == 0:  # the end
+                continue
+            nbytes += packet.size + height * width * 3
+            if packet.pts is None or packet.is_discard or nbytes > DECORD_BYTES:
+                return None
+            stamps.append(packet.pts)
+        if stamps[0] != min(stamps):  # frames that need one from before the file's start
+            return None
+        tick = float(stream.time_base or 0)
+        return height, width, [(stamp - stamps[0]) * tick for stamp in sorted(stamps)]
+
+
+def _decord_frames(path: str, height: int, width: int, times: Sequence[float]) -> Iterator[Frame]:
+    """The candidates among frames at `times`. Raises VideoError when decord counts others, fails or complains."""
+    import decord
+
+    decord.logging.set_level(decord.logging.ERROR)
+    candidates = list(each_second((time, index) for index, time in enumerate(times)))
+    with TemporaryFile() as complaints, _stderr_in(complaints.fileno()):
+        try:
+            reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+            starts = reader.get_frame_timestamp(range(len(reader)))[:, 0] if len(reader) else np.empty(0)
+            if len(starts) != len(times) or np.abs(starts - starts[0] - times).max() > EPSILON:
+                raise VideoError(f"decord counts {len(starts)} frames of {len(times)}, or other timestamps")
+            keys, position, held = reader.get_key_indices(), 0, None
+            for time, index in candidates:
+                if index != held:
+                    for key in (key for key in keys if position < key <= index):
+                        reader.seek_accurate(key - 1)
+                        reader.next()  # a seek across a key frame drops frames that depend on an earlier one
+                    reader.seek_accurate(index)
+                    held, position, pixels = index, index + 1, reader.next().asnumpy()
+                yield time, pixels
+        except decord.DECORDError as error:
+            raise VideoError("decord failed") from error
+        if os.fstat(complaints.fileno()).st_size:
+            raise VideoError("decord complained")
+
+
+@contextmanager
+def _stderr_in(file: int) -> Iterator[None]:
+    """What this process, native code included, says on standard error goes to a file meanwhile."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def _pyav_frames(path: str, max_tokens: int) -> Iterator[Frame]:
+    """The candidate frames. Raises VideoError."""
+    import av
+
+    with _says_why(path), av.open(path) as container:
+        stream = _stream(container)
+        stream.codec_context.thread_count = 1  # frame threads can deadlock when reading stops early
+        size = held = None
+        for time, frame in each_second(_shown(container, stream)):
+            size = size or _size(frame, stream.sample_aspect_ratio or Fraction(1), max_tokens)
+            if frame is not held:
+                held, pixels = frame, _upright(frame, *size)
+            yield time, pixels
+        if held is None:
+            raise VideoError("has no frame")
 
 
 def _stream(container: InputContainer) -> av.VideoStream:
@@ -244,94 +343,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, av.FFmpegError | OSError):
         return f"not a readable video ({error.strerror})"
     return f"cannot be decoded ({type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]})"
-
-
-class DecodeProcess:
-    """One child process that decodes, started at the first call and kept; killed at a deadline, replaced when it died.
-
-    A plain subprocess: it may be started from a daemonic process or a Ray actor, and does not import their main module.
-    Pixels never cross the pipe: `write` runs in the child. One caller at a time.
-    """
-
-    def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
-        self._finalizer: weakref.finalize[..., Any] | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """The child's process id; None while there is none."""
-        return self._child.pid if self._child else None
-
-    def decode(self, path: str, max_tokens: int, write: Write, deadline: float) -> None:
-        """`decode` in the child.
-
-        Raises VideoError when the video cannot be decoded, takes longer than `deadline` seconds or brings the child down;
-        an OSError of `write` comes through.
-        """
-        if self._child is None or self._child.poll() is not None:
-            self.close()
-            self._start()
-        assert self._connection is not None
-        try:
-            self._connection.send((path, max_tokens, write, deadline))
-            if not self._connection.poll(deadline):
-                raise DecoderLost(f"{path}: decoding took longer than the deadline of {deadline:g} s")
-            error = self._connection.recv()
-        except (EOFError, ConnectionError) as gone:
-            raise DecoderLost(f"{path}: its decoder died ({_cause(self.close())})") from gone
-        except BaseException:  # a late answer must not be taken for the next video's
-            self.close()
-            raise
-        if error is not None:
-            raise error
-
-    def close(self) -> int:
-        """Kill the child if there is one; its return code (0 without one)."""
-        if self._finalizer is None or self._child is None:
-            return 0
-        self._finalizer()
-        code = self._child.returncode
-        self._child = self._connection = self._finalizer = None
-        return code
-
-    def _start(self) -> None:
-        self._connection, theirs = Pipe()
-        root = str(Path(__file__).resolve().parent.parent)
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *filter(None, sys.path)])}
-        command = [sys.executable, "-c", "from services.video import serve; serve()", str(theirs.fileno())]
-        with theirs:
-            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
-        self._finalizer = weakref.finalize(self, _stop, self._child, self._connection)
-
-
-def _stop(child: subprocess.Popen[bytes], connection: Connection) -> None:
-    connection.close()
-    child.kill()
-    child.wait()
-
-
-def _cause(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def serve() -> None:
-    """The child: decode what the connection asks for until it closes, answering None or the exception.
-
-    An alarm ends it even inside native code that holds the interpreter, so that a killed parent leaves nothing behind.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = Connection(int(sys.argv[1]))
-    while True:
-        try:
-            path, max_tokens, write, deadline = connection.recv()
-        except EOFError:
-            return
-        signal.alarm(math.ceil(deadline) + GRACE)
-        try:
-            decode(path, max_tokens, write)
-            answer = None
-        except (VideoError, OSError) as error:
-            answer = error
-        signal.alarm(0)
-        connection.send(answer)
