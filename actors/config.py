@@ -54,12 +54,16 @@ class EmbedderConfig(ActorConfig):
     """open_clip name (`ViT-L-14-quickgelu`), or a folder with `open_clip_config.json` and weights. Empty: the toy world's."""
     pretrained: str = ""
     """open_clip weight tag (`openai`) or file when `model` is a name."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the encoder; features are kept in float16 either way."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Numbers of the encoder. `auto`: bfloat16 on GPUs and on CPUs that multiply in it. Features are kept in float16."""
     batch_size: int = Field(default=64, ge=1)
     """Frames of one forward pass."""
     resize: Literal["squash", "crop"] = "squash"
     """How a 16:9 frame becomes square: squashed whole (ours), or its centre cropped (CLIP's own)."""
+
+    def key_parameters(self) -> tuple[str, str, str]:
+        """What features depend on besides the model itself."""
+        return self.pretrained, self.dtype, self.resize
 
 
 class SelectorConfig(ActorConfig):

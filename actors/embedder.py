@@ -21,23 +21,20 @@ TEXT_CACHE = 65536
 """Text embeddings kept in memory."""
 
 
-def key_parameters(config: EmbedderConfig) -> tuple[str, str, str]:
-    """What features depend on besides the model itself."""
-    return config.pretrained, config.dtype, config.resize
-
-
 class EmbedderActor:
     """One CLIP behind two calls: `prepare` and `similarity`."""
 
     def __init__(self, model: str, config: EmbedderConfig, data: DataConfig, frames: FramesConfig) -> None:
         from services.clip import ClipEncoder  # open_clip: seconds and memory that the driver is spared
 
+        if config.dtype == "auto":
+            raise ValueError("embedder.dtype: auto is decided before actors start, for all of them alike")
         torch.set_num_threads(config.threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._clip = ClipEncoder(model, config.pretrained, config.dtype, config.resize, device, config.batch_size)
         self._frames = FrameCache.of(data, frames)
         self._features = FeatureCache(data.cache, self._clip.key, data.bucket)
-        remember_key(data.cache, model, key_parameters(config), self._clip.key)
+        remember_key(data.cache, model, config.key_parameters(), self._clip.key)
         self._batch = config.batch_size
         self._embed_text = lru_cache(TEXT_CACHE)(lambda text: self._clip.encode_texts([text])[0])
 

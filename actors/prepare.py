@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from actors.config import EmbedderConfig
-from actors.embedder import EmbedderActor
 from services.config import DataConfig, FramesConfig
 from services.errors import DecoderLost, VideoError
 from services.frames import FrameCache
@@ -64,6 +63,8 @@ class EmbedStage:
     """Decoded videos to CLIP features in the cache."""
 
     def __init__(self, model: str, config: EmbedderConfig, data: DataConfig, frames: FramesConfig) -> None:
+        from actors.embedder import EmbedderActor  # torch: seconds that a driver without work is spared
+
         self._embedder = EmbedderActor(model, config, data, frames)
 
     def __call__(self, batch: Batch) -> Batch:

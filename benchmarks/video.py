@@ -51,9 +51,9 @@ def main() -> None:
     height, decoder = options.height, DecodeProcess()
     with tempfile.TemporaryDirectory() as folder:
         clip, short, long = (Path(folder) / f"{name}.mp4" for name in ("clip", "short", "long"))
-        _make_clip(clip, options.codec, height, width)
-        _repeat(clip, short, max(1, seconds // 4))
-        _repeat(clip, long, seconds)
+        make_clip(clip, options.codec, height, width)
+        repeat(clip, short, max(1, seconds // 4))
+        repeat(clip, long, seconds)
         h, w = frame_size(height, width, TOKENS)
         filters = f"fps=1,scale={w}:{h}"
         ways: dict[str, Callable[[], Spent]] = {
@@ -89,13 +89,13 @@ def _show(spent: dict[str, list[Spent]], peaks: dict[int, float], title: str, nu
     Console().print(table)
 
 
-def _make_clip(path: Path, codec: str, height: int, width: int) -> None:
+def make_clip(path: Path, codec: str, height: int, width: int) -> None:
     source = f"testsrc2=size={width}x{height}:rate={FPS},noise=alls=12:allf=t,format=yuv420p"
     rate = ["-b:v", str(round(BITS * height * width)), "-g", str(8 * FPS), "-preset", "veryfast"]
     _ffmpeg("-f", "lavfi", "-i", source, "-t", str(CLIP), "-c:v", codec, *rate, str(path))
 
 
-def _repeat(clip: Path, path: Path, seconds: int) -> None:
+def repeat(clip: Path, path: Path, seconds: int) -> None:
     """The clip over and over, its packets copied."""
     _ffmpeg("-stream_loop", "-1", "-i", str(clip), "-t", str(seconds), "-c", "copy", str(path))
 

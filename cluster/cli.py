@@ -203,7 +203,6 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
 
     from cluster.checks import check_inputs, resolve
     from cluster.config import load_config
-    from cluster.pass_rates import measure
     from cluster.prepare import find_videos, prepare, write_summary
     from cluster.toyworld import make_world
     from services.errors import UserError
@@ -224,6 +223,8 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     if all(video.status == "quarantined" for video in prepared):
         raise UserError("none of the videos can be read")
     if options.pass_rate:
+        from cluster.pass_rates import measure
+
         measured = asyncio.run(measure(config, questions, options.samples, Console()))
         write_questions(measured, options.pass_rate)
         print(f"questions with pass rates: {options.pass_rate}")

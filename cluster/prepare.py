@@ -16,16 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from actors.embedder import key_parameters
 from actors.prepare import DecodeStage, EmbedStage, outcome
 from cluster.config import Config
-from cluster.fleet import COMMON_ENV, connect
 from services.embeddings import FeatureCache, known_key
 from services.errors import UserError, VideoError
 from services.frames import FrameCache
@@ -84,7 +81,8 @@ def prepare(config: Config, paths: Sequence[str], console: Console, verify: bool
                 results[path] = _prepared(row, "cached")
     missing = [path for path in paths if path not in results]
     if missing:
-        console.print(f"{len(results)} of {len(paths)} videos are in the cache; preparing {len(missing)}")
+        known, clip = len(results), f"{Path(config.embedder.model).name} in {config.embedder.dtype}"
+        console.print(f"{known} of {len(paths)} videos are in the cache; preparing {len(missing)}, CLIP {clip}")
         with Progress(*_columns(), console=console) as progress:
             task = progress.add_task("", total=len(missing), frames=0)
             for row in _pipeline(config, missing, retry):
@@ -100,7 +98,7 @@ def _survey(config: Config, frames: FrameCache, path: str, verify: bool) -> dict
 
     def find() -> Any:
         video = frames.find(path)
-        key = known_key(config.data.cache, config.embedder.model, key_parameters(config.embedder))
+        key = known_key(config.data.cache, config.embedder.model, config.embedder.key_parameters())
         features = key and FeatureCache(config.data.cache, key, config.data.bucket)
         if video is None or not features:
             raise _Missing
@@ -126,6 +124,10 @@ class _Missing(Exception):
 
 def _pipeline(config: Config, paths: Sequence[str], retry: bool) -> Iterator[dict[str, Any]]:
     """Rows as they get ready, in no order."""
+    import ray
+
+    from cluster.fleet import COMMON_ENV, connect
+
     connect(config.cluster)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from cluster import checks
 from cluster.checks import check_inputs, load_questions, resolve
-from cluster.config import ClusterConfig, Config, TrainConfig
+from cluster.cli import TOY
+from cluster.config import ClusterConfig, Config, TrainConfig, load_config
 from cluster.fleet import connect
 from cluster.train import QuestionStream, collect_step, leave_out
 from services.errors import UserError
@@ -47,6 +49,26 @@ def test_a_model_folder_that_lacks_something(file: str, what: str, mllm: Path, t
     (mllm / file).unlink()
     with pytest.raises(UserError, match=f"policy.model: .*{what}"):
         check_inputs(with_model(toy_config, mllm))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_gpus", "flags", "used"),
+    [
+        ("auto", 0, "fpu avx2 avx512f", "float32"),
+        ("auto", 0, "fpu avx512f avx512_bf16", "bfloat16"),
+        ("auto", 0, None, "float32"),
+        ("auto", 0.5, "fpu", "bfloat16"),
+        ("float32", 1, "amx_bf16", "float32"),
+    ],
+)
+def test_clip_computes_in_bfloat16_where_it_pays(
+    dtype: str, num_gpus: float, flags: str | None, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "CPUINFO", tmp_path / "cpuinfo")
+    if flags is not None:
+        checks.CPUINFO.write_text(f"flags\t\t: {flags}\n")
+    config = load_config(TOY, [f"--embedder.dtype={dtype}", f"--embedder.num_gpus={num_gpus}"])
+    assert resolve(config, None).embedder.dtype == used
 
 
 def test_heads_the_cpu_engine_cannot_run(mllm: Path, toy_config: Config) -> None:

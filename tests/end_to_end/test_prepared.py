@@ -31,12 +31,14 @@ def measured(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pyt
         [sys.executable, "-m", "cluster.cli", *map(str, command)], stdout=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 300
-    while not list(rates.rglob("*.json")):
-        assert first.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    try:
+        while not list(rates.rglob("*.json")):
+            assert first.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
     known = len(list(rates.rglob("*.json")))
     done = msjoe(*command)
     assert done.returncode == 0, done.stderr
