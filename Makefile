@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 UV := 0.13.9
 
-.PHONY: setup lock train test lint format clean
+.PHONY: setup lock train test lint format bench-data clean
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -41,6 +41,11 @@ lint:
 format:
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-data:  # decoding, embedding and the caches, each beside its floor
+	$(BIN)/python -m benchmarks.video
+	$(BIN)/python -m benchmarks.embedding
+	$(BIN)/python -m benchmarks.caches
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

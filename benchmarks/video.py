@@ -3,8 +3,9 @@
     python -m benchmarks.video --hours 0.1 --height 720
 
 Both decode, rescale and convert to RGB on the same cores, in turns, and drop the frames. The project decodes on one thread;
-ffmpeg does with one and with as many as it likes. The second table says what memory the decoder's process took at most for a
-short and for a long video. The video is a clip of moving shapes and grain at 2.2 bits a pixel and second, repeated.
+ffmpeg does with one and with as many as it likes. decord reads the short video, PyAV the long one. The last table says what
+memory the decoder's process took at most for each. The video is a clip of moving shapes and grain at 2.2 bits a pixel and
+second, repeated.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from services.decode_process import DecodeProcess
-from services.video import frame_size
+from services.video import Frame, frame_size, read_with_decord
 
-FPS, CLIP = 30, 20
-"""Frames a second, and the clip's seconds."""
+FPS, CLIP, SHORT = 30, 20, 12
+"""Frames a second, the clip's seconds, and those of the short video."""
 BITS = 2.2
 """Of a pixel's second: 2 Mbit/s at 720p, as video sites have it."""
 TOKENS = 256
@@ -50,52 +51,53 @@ def main() -> None:
     seconds, width = round(options.hours * 3600), round(options.height * 16 / 18) * 2
     height, decoder = options.height, DecodeProcess()
     with tempfile.TemporaryDirectory() as folder:
-        clip, short, long = (Path(folder) / f"{name}.mp4" for name in ("clip", "short", "long"))
+        clip = Path(folder) / "clip.mp4"
         make_clip(clip, options.codec, height, width)
-        repeat(clip, short, max(1, seconds // 4))
-        repeat(clip, long, seconds)
-        h, w = frame_size(height, width, TOKENS)
-        filters = f"fps=1,scale={w}:{h}"
-        ways: dict[str, Callable[[], Spent]] = {
-            "ffmpeg, one decoding thread": partial(_ffmpeg_drops, long, filters, ["-threads", "1"]),
-            "ffmpeg, its default": partial(_ffmpeg_drops, long, filters, []),
-            "this project": partial(_decoder_drops, decoder, long),
-        }
-        _decoder_drops(decoder, short)  # warms up, too
-        peaks = {max(1, seconds // 4): _peak(decoder)}
-        spent: dict[str, list[Spent]] = {name: [] for name in ways}
-        for _ in range(options.rounds):
-            for name, way in ways.items():
-                spent[name].append(way())
-        peaks[seconds] = _peak(decoder)
+        peaks = {}
+        for length, rounds in ((SHORT, 3 * options.rounds), (seconds, options.rounds)):
+            video = Path(folder) / f"{length}.mp4"
+            repeat(clip, video, length)
+            _compare(decoder, video, frame_size(height, width, TOKENS), length * FPS, rounds)
+            peaks[length] = _peak(decoder)
         decoder.close()
-    title = f"{seconds} s of {width}x{height} at {FPS} fps, {options.codec}, {os.cpu_count()} cores, {options.rounds} rounds"
-    _show(spent, peaks, title, seconds * FPS)
-
-
-def _show(spent: dict[str, list[Spent]], peaks: dict[int, float], title: str, num_frames: int) -> None:
-    """Medians over the rounds, of the ratios too."""
-    floor = next(iter(spent.values()))
-    table = Table("way", "s", "CPU s", "frames/s", "times ffmpeg", "CPU times ffmpeg", title=title)
-    for name, rounds in spent.items():
-        wall, cpu = (statistics.median(times) for times in zip(*rounds, strict=True))
-        ratios = [[own / other for own, other in zip(*pair, strict=True)] for pair in zip(rounds, floor, strict=True)]
-        of_wall, of_cpu = (statistics.median(part) for part in zip(*ratios, strict=True))
-        table.add_row(name, f"{wall:.1f}", f"{cpu:.1f}", f"{num_frames / wall:.0f}", f"{of_wall:.2f}", f"{of_cpu:.2f}")
-    Console().print(table)
     table = Table("seconds of video", "MiB at most", title="memory of the decoder's process")
     for length, peak in peaks.items():
         table.add_row(str(length), f"{peak:.0f}")
     Console().print(table)
 
 
-def make_clip(path: Path, codec: str, height: int, width: int) -> None:
-    source = f"testsrc2=size={width}x{height}:rate={FPS},noise=alls=12:allf=t,format=yuv420p"
-    rate = ["-b:v", str(round(BITS * height * width)), "-g", str(8 * FPS), "-preset", "veryfast"]
+def _compare(decoder: DecodeProcess, video: Path, size: tuple[int, int], num_frames: int, rounds: int) -> None:
+    """The ways in turns, and a table of their medians, of the ratios too."""
+    filters = f"fps=1,scale={size[1]}:{size[0]}"
+    ways: dict[str, Callable[[], Spent]] = {
+        "ffmpeg, one decoding thread": partial(_ffmpeg_drops, video, filters, ["-threads", "1"]),
+        "ffmpeg, its default": partial(_ffmpeg_drops, video, filters, []),
+        "this project": partial(_decoder_drops, decoder, video),
+    }
+    reader = "decord" if read_with_decord(str(video), TOKENS, deque[Frame](maxlen=0).extend) else "PyAV"
+    spent: dict[str, list[Spent]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            spent[name].append(way())
+    title = f"{num_frames // FPS} s, {num_frames} frames, read by {reader}; {os.cpu_count()} cores, {rounds} rounds"
+    table = Table("way", "s", "CPU s", "frames/s", "times ffmpeg", "CPU times ffmpeg", title=title)
+    floor = next(iter(spent.values()))
+    for name, own in spent.items():
+        wall, cpu = (statistics.median(times) for times in zip(*own, strict=True))
+        ratios = [[mine / other for mine, other in zip(*pair, strict=True)] for pair in zip(own, floor, strict=True)]
+        of_wall, of_cpu = (statistics.median(part) for part in zip(*ratios, strict=True))
+        table.add_row(name, f"{wall:.2f}", f"{cpu:.2f}", f"{num_frames / wall:.0f}", f"{of_wall:.2f}", f"{of_cpu:.2f}")
+    Console().print(table)
+
+
+def make_clip(path: Path, codec: str, height: int, width: int, fps: int = FPS) -> None:
+    """Twenty seconds of moving shapes and grain."""
+    source = f"testsrc2=size={width}x{height}:rate={fps},noise=alls=12:allf=t,format=yuv420p"
+    rate = ["-b:v", str(round(BITS * height * width)), "-g", str(8 * fps), "-preset", "veryfast"]
     _ffmpeg("-f", "lavfi", "-i", source, "-t", str(CLIP), "-c:v", codec, *rate, str(path))
 
 
-def repeat(clip: Path, path: Path, seconds: int) -> None:
+def repeat(clip: Path, path: Path, seconds: float) -> None:
     """The clip over and over, its packets copied."""
     _ffmpeg("-stream_loop", "-1", "-i", str(clip), "-t", str(seconds), "-c", "copy", str(path))
 
