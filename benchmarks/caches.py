@@ -14,15 +14,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.video import FPS, TOKENS, make_clip, repeat
+from benchmarks.video import FPS, TOKENS, make_clip, repeat, seconds_of
 from services import toyworld
 from services.frames import FrameCache
 from services.toyworld.clip import make_clip as make_model
@@ -54,7 +52,7 @@ def _show_prepare(root: Path, options: argparse.Namespace) -> None:
     recipe = Path(toyworld.__file__).parents[2] / "cluster" / "recipes" / "toy.yaml"
     command = [sys.executable, "-m", "cluster.cli", "prepare", str(videos), "--recipe", str(recipe)]
     command += [f"--cache={root / 'cache'}", f"--embedder.model={root / 'model'}"]
-    runs = [_seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)) for _ in range(2)]
+    runs = [seconds_of(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)) for _ in range(2)]
     title = (
         f"msjoe prepare, {options.videos} videos of {options.seconds} s, 640x360 at {FPS} fps, {os.cpu_count()} cores"
     )
@@ -76,8 +74,8 @@ def _show_reads(root: Path, num_frames: int) -> None:
     for _ in range(READS):
         indices = sorted(rng.choice(HOUR, num_frames, replace=False))
         cache.read(key, indices)  # warms these frames' pages
-        reads.append(_seconds(lambda indices=indices: cache.read(key, indices)))
-        copies.append(_seconds(frames.copy))
+        reads.append(seconds_of(lambda indices=indices: cache.read(key, indices)))
+        copies.append(seconds_of(frames.copy))
     cache.close()
     title = (
         f"{num_frames} frames of {frames.shape[2]}x{frames.shape[1]}, {frames.nbytes / 2**20:.0f} MiB; {READS} reads"
@@ -87,12 +85,6 @@ def _show_reads(root: Path, num_frames: int) -> None:
         median = statistics.median(times)
         table.add_row(name, f"{1000 * median:.1f}", f"{median / statistics.median(copies):.1f}")
     Console().print(table)
-
-
-def _seconds(way: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from safetensors.torch import save_file
 
 from actors.config import EmbedderConfig
 from actors.embedder import EmbedderActor
-from benchmarks.video import make_clip, repeat
+from benchmarks.video import make_clip, repeat, seconds_of
 from services.config import DataConfig, FramesConfig
 from services.embeddings import FeatureCache, known_key
 
@@ -66,7 +65,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):  # loading and preparing have warmed up
             for name, way in ways.items():
-                seconds[name].append(_seconds(way))
+                seconds[name].append(seconds_of(way))
     title = f"{options.frames} frames, {options.clip}, {DEVICE}, {threads} threads, {options.rounds} rounds"
     table = Table("way", "frames/s", "times the line above", title=title)
     above = None
@@ -110,12 +109,6 @@ def bare_loop(model: Path, dtype: str, options: argparse.Namespace) -> Callable[
 def _anew(embedder: EmbedderActor, features: FeatureCache, video: str) -> None:
     features.remove(video)
     embedder.embed(video)
-
-
-def _seconds(way: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    way()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -89,9 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", type=Path)
     report.set_defaults(command=_report)
 
-    prepare = commands.add_parser(
-        "prepare", help="decode and embed videos ahead of training; again: only what is missing"
-    )
+    prepare = commands.add_parser("prepare", help="decode and embed videos ahead of training, only what is missing")
     prepare.add_argument("inputs", nargs="+", type=Path, help="questions files, folders of videos, videos")
     prepare.add_argument("--recipe", type=Path, default=TOY, help="decides frame size and CLIP; fields as in train")
     prepare.add_argument("--cache", type=Path, help="folder of the caches: short for --data.cache")

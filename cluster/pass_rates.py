@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from actors.collector import stream
-from actors.prompts import parse_answer
+from actors.prompts import answer_messages, parse_answer
 from actors.selectors import uniform_frames
 from actors.turns import Turns
 from cluster.config import Config
@@ -98,7 +98,7 @@ class PassRates:
             temporary.write_text(json.dumps(record))
 
     def _name(self, question: Question, videos: Mapping[str, Video]) -> str:
-        asked = [question.id, question.question, question.options, question.answer, question.subtitles]
+        asked = [question.id, answer_messages(question), question.answer, question.subtitles, question.subtitle_offset]
         identity = json.dumps([*self._decided_by, *asked, videos[question.video].key])
         key = blake2b(identity.encode(), digest_size=16).hexdigest()
         return f"pass_rates/v1/{key[:2]}/{key}.json"

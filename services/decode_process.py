@@ -27,6 +27,10 @@ DECORDS_SHARE = 0.5
 """Of the deadline: what remains is PyAV's."""
 
 
+class _Late(Exception):
+    """The child did not answer in time. Not a TimeoutError, which a `write` may raise."""
+
+
 class DecodeProcess:
     """One child process that decodes, started at the first call and kept; killed at a deadline, replaced when it died.
 
@@ -53,12 +57,12 @@ class DecodeProcess:
         start = time.monotonic()
         try:
             done = self._ask(read_with_decord, path, max_tokens, write, deadline * DECORDS_SHARE)
-        except (DecoderLost, TimeoutError):
+        except (DecoderLost, _Late):
             done = False
         left = deadline - (time.monotonic() - start)
         try:
             done = done or self._ask(read_with_pyav, path, max_tokens, write, left)
-        except TimeoutError:
+        except _Late:
             raise DecoderLost(f"{path}: decoding took longer than the deadline of {deadline:g} s") from None
 
     def close(self) -> int:
@@ -71,7 +75,7 @@ class DecodeProcess:
         return code
 
     def _ask(self, reader: Reader, path: str, max_tokens: int, write: Write, seconds: float) -> bool:
-        """What `reader` returns or raises in the child. Raises TimeoutError, DecoderLost."""
+        """What `reader` returns or raises in the child. Raises _Late, DecoderLost."""
         if self._child is None or self._child.poll() is not None:
             self.close()
             self._start()
@@ -79,7 +83,7 @@ class DecodeProcess:
         try:
             self._connection.send((reader, path, max_tokens, write, seconds))
             if not self._connection.poll(seconds):
-                raise TimeoutError
+                raise _Late
             answer = self._connection.recv()
         except (EOFError, ConnectionError) as gone:
             raise DecoderLost(f"{path}: its decoder died ({_cause(self.close())})") from gone
