@@ -1,6 +1,6 @@
 """Embedding beside its floor: cached frames to cached CLIP features, against `encode_image` over tensors in memory.
 
-    python -m benchmarks.embedding --clip ViT-B-32 --frames 64
+    python -m benchmarks.embedding --clip ViT-B-32 --frames 64 --rounds 5
 
 Both run one model on the same threads, in turns, in float32 and in bfloat16: what bfloat16 wins here is what
 `embedder.dtype: auto` decides by. The weights are random, the frames a moving test picture's at the answer turn's size.
@@ -40,9 +40,9 @@ def main() -> None:
     parser.add_argument(
         "--clip", default="ViT-B-32", help="an architecture that open_clip knows; its weights are random"
     )
-    parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     threads = os.cpu_count() or 1
     ways: dict[str, Callable[[], object]] = {}

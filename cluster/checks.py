@@ -24,8 +24,8 @@ def resolve(config: Config, world: ToyWorld | None) -> Config:
     """Empty fields filled from the toy world, `auto` by what is there, and every path absolute: actors start elsewhere."""
 
     def model(name: str, toy: Path | None) -> str:
-        if not name and toy is not None:
-            return str(toy)
+        if not name:
+            return str(toy or "")
         return str(Path(name).expanduser().absolute()) if is_folder(name) else name
 
     questions = config.data.questions or (world.questions if world else None)

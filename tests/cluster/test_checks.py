@@ -71,6 +71,13 @@ def test_clip_computes_in_bfloat16_where_it_pays(
     assert resolve(config, None).embedder.dtype == used
 
 
+def test_a_model_nobody_named_stays_unnamed() -> None:
+    """`msjoe prepare` with a CLIP alone needs no MLLM, and must not take the current folder for one."""
+    config = resolve(load_config(TOY, []), None)
+    assert (config.policy.model, config.embedder.model) == ("", "")
+    check_inputs(config)
+
+
 def test_heads_the_cpu_engine_cannot_run(mllm: Path, toy_config: Config) -> None:
     shape = json.loads((mllm / "config.json").read_text())
     text = shape["text_config"]
