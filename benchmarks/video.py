@@ -100,7 +100,7 @@ def seconds_of(way: Callable[[], object]) -> float:
 def make_clip(path: Path, codec: str, height: int, width: int, fps: int = FPS) -> None:
     """Twenty seconds of moving shapes and grain."""
     source = f"testsrc2=size={width}x{height}:rate={fps},noise=alls=12:allf=t,format=yuv420p"
-    rate = ["-b:v", str(round(BITS * height * width)), "-g", str(8 * fps), "-preset", "veryfast"]
+    rate = ["-b:v", str(round(BITS * height * width * fps / FPS)), "-g", str(8 * fps), "-preset", "veryfast"]
     _ffmpeg("-f", "lavfi", "-i", source, "-t", str(CLIP), "-c:v", codec, *rate, str(path))
 
 
