@@ -71,17 +71,17 @@ def check_inputs(config: Config) -> None:
     model, clip, questions = config.policy.model, config.embedder.model, config.data.questions
     if questions is not None and not questions.expanduser().is_file():
         raise UserError(f"data.questions: {questions}: no such file; name a file of questions (docs/data.md)")
-    if model and is_folder(model):
+    if is_folder(model):
         check_mllm(Path(model), on_cpu=config.rollout.num_gpus == 0)
-    if clip and is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():
+    if is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():
         raise UserError(
             f"embedder.model: {clip} has no open_clip_config.json; name a folder saved by open_clip, or a model it knows"
         )
 
 
 def is_folder(model: str) -> bool:
-    """Whether `model` means a local folder rather than a hub name. Raises UserError for a path that is not there."""
-    if Path(model).is_dir():
+    """Whether `model` means a local folder, not a hub name or none. Raises UserError for a path that is not there."""
+    if model and Path(model).is_dir():
         return True
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(f"{model}: no such model folder")
