@@ -27,6 +27,7 @@ from services.embeddings import FeatureCache, known_key
 from services.errors import UserError, VideoError
 from services.frames import FrameCache
 from services.questions import read_questions
+from services.storage import remove_abandoned
 
 SURVEY_THREADS = 16
 QUESTION_FILES = (".parquet", ".json", ".jsonl")
@@ -72,6 +73,7 @@ def prepare(config: Config, paths: Sequence[str], console: Console, verify: bool
     `verify` reads what is cached and makes anew what is damaged; `retry` tries quarantined videos again.
     """
     start = time.perf_counter()
+    remove_abandoned(config.data.cache)
     frames = FrameCache.of(config.data, config.frames)
     results: dict[str, Prepared] = {}
     with ThreadPoolExecutor(SURVEY_THREADS) as threads:

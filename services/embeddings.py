@@ -20,7 +20,7 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 
-from services.storage import Storage, folder_stamp, written_whole
+from services.storage import UNREADABLE, Storage, folder_stamp, written_whole
 
 
 class FeatureCache:
@@ -56,14 +56,17 @@ class FeatureCache:
         self._storage.remove(self._name(video_key))
 
     def _open(self, video_key: str) -> tuple[np.ndarray, int] | None:
-        """The mapped features and their checksum; None when there are none, or only what a crashed machine left of them."""
+        """The mapped features and their checksum; None when there are none, or only something damaged."""
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(self._storage.find(self._name(video_key)))))
-            column = reader.read_all().column("feature").chunk(0)
-        except (FileNotFoundError, pa.ArrowInvalid):
+            table = reader.read_all()
+            table.validate(full=True)  # or what it says of its buffers may lead beyond them
+            column = table.column("feature").chunk(0)
+            # From the buffer: to_numpy would import pandas, which takes seconds.
+            features = np.frombuffer(column.values.buffers()[1], np.float16, len(column.values))
+            return features.reshape(len(column), -1), int(reader.schema.metadata[b"checksum"])
+        except UNREADABLE:
             return None
-        features = column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
-        return features, int(reader.schema.metadata[b"checksum"])
 
     def _name(self, video_key: str) -> str:
         return f"features/v2/{self.model_key}/{video_key[:2]}/{video_key}.arrow"

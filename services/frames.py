@@ -31,7 +31,7 @@ import pyarrow as pa
 from services.decode_process import DecodeProcess
 from services.errors import DecoderLost, VideoError
 from services.schema import ShownAs, Video, VisualInput
-from services.storage import Storage, written_whole
+from services.storage import UNREADABLE, Storage, written_whole
 from services.video import DECODE_RULE, Frame, frame_size
 
 if TYPE_CHECKING:
@@ -140,17 +140,17 @@ class FrameCache:
         for index in range(reader.num_record_batches):
             try:
                 batch = reader.get_batch(index)
+                batch.validate(full=True)  # or what it says of its buffers may lead beyond them
                 found = _checksum(batch.column("second")[0].as_py(), _stored(batch))
-            except pa.ArrowException as error:
+                if found != batch.column("checksum")[0].as_py():
+                    return f"frame {index} is not as it was written"
+            except UNREADABLE as error:
                 return f"frame {index} cannot be read ({error})"
-            if found != batch.column("checksum")[0].as_py():
-                return f"frame {index} is not as it was written"
         return None
 
     def remove(self, key: str) -> None:
         """Forget the cached frames of this key."""
-        with self._opening:
-            self._open_videos.pop(key, None)
+        self._forget(key)
         self._storage.remove(_name(key))
 
     def nbytes(self, key: str) -> int:
@@ -185,10 +185,10 @@ class FrameCache:
             self._open_videos.clear()
 
     def _whole(self, key: str) -> Video | None:
-        """The cached video; None when there is none, or only what a crashed machine left of it."""
+        """The cached video; None when there is none, or only something damaged."""
         try:
             return self.video(key)
-        except (FileNotFoundError, pa.ArrowInvalid):
+        except UNREADABLE:
             return None
 
     def _decode(self, path: str, key: str) -> Video:
@@ -203,7 +203,13 @@ class FrameCache:
                     record.write_text(str(error).removeprefix(f"{path}: "))
                 raise
         self.decodes += 1
+        self._forget(key)  # what was there before, and damaged
         return self.video(key)
+
+    def _forget(self, key: str) -> None:
+        """Let go of the memory map of this key's file."""
+        with self._opening:
+            self._open_videos.pop(key, None)
 
     def _quarantined(self, key: str) -> str | None:
         """Why this content cannot be decoded; None when it was never found so."""

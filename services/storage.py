@@ -7,15 +7,22 @@ only the bucket has is fetched once, what is made here is put there.
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
 from pyarrow import fs
 
 from services.errors import UserError
+
+ABANDONED = 3600.0
+"""Seconds without a write after which a temporary file is taken for what a killed writer left."""
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException)
+"""What opening an Arrow file raises when it is not as it was written, or is not there."""
 
 
 @contextmanager
@@ -34,6 +41,16 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def remove_abandoned(root: Path) -> None:
+    """Remove what killed writers left under `root`."""
+    for temporary in root.rglob(".*.tmp"):
+        try:
+            if time.time() - temporary.stat().st_mtime > ABANDONED:
+                temporary.unlink()
+        except FileNotFoundError:  # became a file, or another one removes it
+            continue
 
 
 def folder_stamp(folder: Path) -> list[tuple[str, int, int]]:

@@ -157,3 +157,14 @@ def test_features_are_kept(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"ef01\.arrow: cannot be written .No space"):
         cache.put("ef01", features)
     assert [file for file in tmp_path.rglob("*") if file.is_file()] == [path]
+
+
+def test_no_altered_byte_of_features_goes_unseen(tmp_path):
+    cache, features = FeatureCache(tmp_path, "model"), np.random.default_rng(0).normal(size=(5, 32)).astype(np.float16)
+    cache.put("abcd", features)
+    (path,) = (file for file in tmp_path.rglob("*") if file.is_file())
+    content = path.read_bytes()
+    for at in range(len(content)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
+        if cache.damage("abcd") is None and (found := cache.get("abcd")) is not None:
+            np.testing.assert_array_equal(found, features)

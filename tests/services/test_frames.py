@@ -264,6 +264,24 @@ def test_an_altered_frame_is_found_and_can_be_made_anew(video, tmp_path, encodin
     cache.close()
 
 
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_no_altered_byte_brings_the_reader_down(video, tmp_path, encoding):
+    """Wherever it lies: in a frame, or in what Arrow says of where they are."""
+    cache = FrameCache(tmp_path, TOKENS, 60, encoding=encoding)
+    key = cache.prepare(video).key
+    (path,) = files(cache)
+    content, found = path.read_bytes(), []
+    for at in [*range(0, 2000, 3), *range(len(content) - 2000, len(content), 3)]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
+        cache._forget(key)
+        found.append(cache.find(video) is None or cache.damage(key) is not None)
+    assert sum(found) > 900
+    path.write_bytes(content.replace(b"height", b"weight"))  # opens, but cannot be used
+    cache._forget(key)
+    assert cache.prepare(video).key == key and path.read_bytes() == content
+    cache.close()
+
+
 def test_a_quarantined_content_is_not_tried_again_unless_asked(cache, tmp_path):
     garbage = tmp_path / "garbage.mp4"
     garbage.write_bytes(b"no video" * 99)
