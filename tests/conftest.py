@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from cluster.config import Config
+    from tests.services.odd_videos import Odd
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = "1"
@@ -31,6 +32,14 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def odds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Odd]:
+    """Odd and broken videos by name."""
+    from tests.services.odd_videos import odd_videos
+
+    return {odd.name: odd for odd in odd_videos(tmp_path_factory.mktemp("odd"))}
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.services import odd_videos
-from tests.services.odd_videos import Odd, every, write_video
+from tests.services.odd_videos import every, write_video
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +26,3 @@ def read_numbers() -> Callable[[np.ndarray], list[int]]:
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve seconds at 10 frames a second: candidate i shows the number 100 * i."""
     return write_video(tmp_path_factory.mktemp("videos") / "twelve.mp4", every(0.1, 12))
-
-
-@pytest.fixture(scope="session")
-def odds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Odd]:
-    """Odd and broken videos by name."""
-    return {odd.name: odd for odd in odd_videos.odd_videos(tmp_path_factory.mktemp("odd"))}
