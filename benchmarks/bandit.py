@@ -33,7 +33,7 @@ from torch import Tensor
 
 from actors.selectors import topk_frames
 from cluster.config import ClusterConfig
-from cluster.fleet import COMMON_ENV, connect
+from cluster.connection import COMMON_ENV, connect
 from learners.config import RewardConfig, SamplerConfig
 from learners.credit import SamplerSample, sampler_batch
 from learners.plackett_luce import entropy, log_prob, sample

@@ -7,8 +7,6 @@ stopped on the way out, whatever happened.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -24,22 +22,20 @@ from actors.pool import Pool
 from actors.rollout import RolloutActor, engine_env
 from actors.selectors import SelectorActor
 from actors.turns import Turns
-from cluster.config import ClusterConfig, Config
+from cluster.config import Config
+from cluster.connection import COMMON_ENV, connect
 from cluster.placement import Placement, plan
 from learners.config import LearnerConfig
 from learners.policy import PolicyLearner
 from learners.rank import LearnerGroup, LearnerRank
 from learners.sampler import SamplerLearner
-from services.errors import UserError, VideoError
+from services.errors import VideoError
 from services.schema import Question, Video
 from services.weights import create_store
 
 Report = Callable[[str], None]
 Track = Callable[..., Iterable[Any]]
 """`track(iterable, total=n)`, as rich's."""
-
-COMMON_ENV = {"RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""Of every process of a run."""
 
 ENGINE_CONCURRENCY = 4096
 """Requests one rollout actor holds; its engine batches them."""
@@ -68,33 +64,6 @@ async def fleet(config: Config, report: Report) -> AsyncIterator[Fleet]:
         yield await start(config, placement)
     finally:
         ray.shutdown()
-
-
-def connect(config: ClusterConfig) -> None:
-    """Join the cluster that `address` or `RAY_ADDRESS` names, or start a private one.
-
-    Raises UserError when the address is a dashboard's, or no cluster answers there.
-    """
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    os.environ.update(COMMON_ENV)
-    if address:
-        if address.startswith("http"):
-            raise UserError(
-                f"{address} is a dashboard: `ray job submit` to it, or unset RAY_ADDRESS for a private cluster"
-            )
-        try:
-            ray.init(address, runtime_env={"env_vars": COMMON_ENV}, log_to_driver=False)
-        except ConnectionError as error:
-            raise UserError(f"no Ray cluster answers at {address} ({error}); `ray start --head` starts one") from None
-        return
-    memory = None if config.object_store_gib is None else int(config.object_store_gib * 2**30)
-    ray.init(
-        include_dashboard=False,
-        object_store_memory=memory,
-        runtime_env={"env_vars": COMMON_ENV},
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
 
 
 @asynccontextmanager

@@ -128,7 +128,7 @@ def _pipeline(config: Config, paths: Sequence[str], retry: bool) -> Iterator[dic
     """Rows as they get ready, in no order."""
     import ray
 
-    from cluster.fleet import COMMON_ENV, connect
+    from cluster.connection import COMMON_ENV, connect
 
     connect(config.cluster)
     try:

@@ -21,7 +21,7 @@ def ray_cluster() -> Iterator[None]:
     """One private cluster for the whole session."""
     import ray
 
-    from cluster.fleet import COMMON_ENV
+    from cluster.connection import COMMON_ENV
 
     ray.init(
         num_cpus=8,

@@ -16,7 +16,7 @@ from cluster import checks
 from cluster.checks import check_inputs, load_questions, resolve
 from cluster.cli import TOY
 from cluster.config import ClusterConfig, Config, TrainConfig, load_config
-from cluster.fleet import connect
+from cluster.connection import connect
 from cluster.train import QuestionStream, collect_step, leave_out
 from services.errors import UserError
 from services.schema import Group, Question

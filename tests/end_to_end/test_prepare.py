@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,19 @@ def test_a_second_run_makes_nothing_anew(
     assert "msjoe: none of the videos can be read" in none.done.stderr
 
 
+@contextmanager
+def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+    """`msjoe` at work; at the end it is killed, if it still runs."""
+    line = [sys.executable, "-m", "cluster.cli", *map(str, arguments)]
+    command = subprocess.Popen(line, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield command
+    finally:
+        if command.poll() is None:
+            os.killpg(command.pid, signal.SIGKILL)
+            command.wait()
+
+
 def until(condition: Callable[[], Any], command: subprocess.Popen[Any]) -> Any:
     """What `condition` says once it says anything, while `command` runs."""
     deadline = time.monotonic() + 300
@@ -169,29 +183,23 @@ def test_whatever_is_killed_the_caches_come_out_the_same(
 ) -> None:
     """First the whole command; then, of the one that goes on, a decoder and an actor of each pool."""
     cache = tmp_path / "cache"
-    command = [sys.executable, "-m", "cluster.cli", "prepare", str(folder), f"--cache={cache}", *options]
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-
-    first = start()
-    until(lambda: names(cache, "frames"), first)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-
+    command = ["prepare", folder, f"--cache={cache}", *options]
+    with started(*command) as first:
+        until(lambda: names(cache, "frames"), first)
     known = len(names(cache, "frames"))
-    second = start()
-    for kind, title in (("frames", "import serve"), ("frames", "DecodeStage"), ("features", "EmbedStage")):
-        made = len(names(cache, kind))
-        until(lambda kind=kind, made=made: len(names(cache, kind)) > made, second)
-        until(lambda title=title: list(workers(second, title)), second)[0].kill()
-    assert second.wait(300) == 0
+
+    with started(*command) as second:
+        for kind, title in (("frames", "import serve"), ("frames", "DecodeStage"), ("features", "EmbedStage")):
+            made = len(names(cache, kind))
+            until(lambda kind=kind, made=made: len(names(cache, kind)) > made, second)
+            until(lambda title=title: list(workers(second, title)), second)[0].kill()
+        assert second.wait(300) == 0
 
     result = prepare(cache, folder)
     assert known < result.counts()["cached"] == undisturbed.counts()["done"] - 1
-    everything, made = contents(undisturbed.cache), contents(cache)
-    assert made.items() <= everything.items()
-    assert len(made) == len(everything) - 2, "all but the long video's frames and features"
+    everything, entries = contents(undisturbed.cache), contents(cache)
+    assert entries.items() <= everything.items()
+    assert len(entries) == len(everything) - 2, "all but the long video's frames and features"
 
 
 def test_what_a_killed_writer_left_is_removed_and_a_living_ones_is_not(

@@ -15,7 +15,7 @@ import torch
 
 from cluster.checks import load_questions
 from cluster.config import Config
-from cluster.fleet import COMMON_ENV
+from cluster.connection import COMMON_ENV
 from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
 from learners.credit import PolicySample, SamplerSample
 from learners.policy import LORA_TARGETS, PolicyLearner
