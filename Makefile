@@ -16,7 +16,7 @@ setup:
 	  echo "make setup needs Python 3.11; $(PYTHON) is $$($(PYTHON) --version)."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m uv --version 2>/dev/null | grep -qF "uv $(UV) " || $(BIN)/python -m pip install --quiet uv==$(UV)
-	$(BIN)/python -m uv pip sync --quiet --python $(BIN)/python requirements/$(ROLE).txt
+	$(BIN)/python -m uv pip sync --quiet --compile-bytecode --python $(BIN)/python requirements/$(ROLE).txt
 	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@echo "Ready. Next: make train"
 

@@ -41,6 +41,12 @@ def fill(frames: Iterator[module.Frame]) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def run_late(frames: Iterator[module.Frame]) -> None:
+    """A `write` whose own storage does not answer in time."""
+    next(frames)
+    raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+
 def die(frames: Iterator[module.Frame]) -> None:
     """A `write` that no process survives."""
     os.kill(os.getpid(), signal.SIGSEGV)
@@ -225,6 +231,8 @@ def test_the_child_decodes_stays_and_survives_a_bad_video(video, read_numbers, t
         process.decode(str(tmp_path / "none.mp4"), TOKENS, partial(save, out), 60)
     with pytest.raises(OSError, match="No space left"):
         process.decode(str(video), TOKENS, fill, 60)
+    with pytest.raises(TimeoutError, match="Connection timed out"):  # no deadline of the video's
+        process.decode(str(video), TOKENS, run_late, 60)
     out.unlink()
     process.decode(str(video), TOKENS, partial(save, out), 60)
     assert process.pid == first
