@@ -46,11 +46,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-import learners.policy
+import learners.mllm
 from learners.config import PolicyConfig
 from learners.credit import PolicySample
+from learners.mllm import LOGIT_CHUNK, PolicyNetwork, prepare_mllm
 from learners.packing import ATTENTION, packed_attention, plan_families
-from learners.policy import LOGIT_CHUNK, PolicyLearner, PolicyNetwork, prepare_mllm
+from learners.policy import PolicyLearner
 from learners.rank import plan_micro_batches
 from services.config import DataConfig, FramesConfig
 from services.frames import visual_input
@@ -258,7 +259,7 @@ def measure(row: Row, options: argparse.Namespace, folder: str) -> Result:
     """Of a process that does nothing else."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     torch.manual_seed(0)
-    learners.policy.LOGIT_CHUNK = row.logit_chunk
+    learners.mllm.LOGIT_CHUNK = row.logit_chunk
     common = {"dtype": options.dtype, "micro_batch_tokens": options.micro_batch_tokens}
     config = PolicyConfig(**common | row.changes)
     learner = row.rank_class(config, options, folder)

@@ -19,7 +19,7 @@ from rich.table import Table
 from cluster.config import Config
 from cluster.placement import plan
 from learners.config import PolicyConfig
-from learners.policy import prepare_mllm
+from learners.mllm import prepare_mllm
 from services.weights import KEEP
 
 GIB = 2**30

@@ -3,11 +3,10 @@
 Invariants: it trains on the token ids the engine sampled, never on re-tokenised text; pixels come from the frame cache
 through the same processor call as the engine's and take the places the engine gave them in the prompt (a visual token that
 the model itself wrote is a word like any other); positions are passed explicitly (`learners/positions.py`); turns are packed
-without padding (`learners/packing.py`); logits are computed only where a response token is predicted, a chunk at a time. In
-one round all ranks run the same modules equally often (vision tower, logit chunks), whatever their samples hold: under
-ZeRO-3 they would hang otherwise.
+without padding (`learners/packing.py`). In one round all ranks run the same modules equally often (vision tower, logit chunks),
+whatever their samples hold: under ZeRO-3 they would hang otherwise.
 
-Shape letters: `L` tokens of the row, `N` response tokens of the micro-batch, `V` vocabulary.
+Shape letters: `L` tokens of the row, `N` response tokens of the micro-batch.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from learners.config import PolicyConfig
 from learners.credit import PolicySample
+from learners.mllm import PolicyNetwork, count_chunks, load_mllm
 from learners.objectives import clipped_policy_loss, importance_weights, kl_estimate, sequence_log_ratio
-from learners.packing import ATTENTION, Family, Span, packed_attention, plan_families, spans
+from learners.packing import Family, plan_families, spans
 from learners.positions import mrope_positions, seconds_per_grid
 from learners.rank import LearnerRank, Published, plan_micro_batches
 from services.config import DataConfig, FramesConfig
@@ -34,13 +33,6 @@ from services.errors import TrainingError
 from services.frames import FrameCache, read_visual
 from services.vision import FrameProcessor
 from services.weights import POLICY
-
-LOGIT_CHUNK = 256
-"""Response tokens whose logits exist at once."""
-
-
-LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-"""The linear layers that `lora_rank` adapts."""
 
 
 @dataclass(frozen=True)
@@ -62,87 +54,6 @@ class MicroBatch:
     """[N]"""
     weights: torch.Tensor
     """[N] of each token's loss in the step's."""
-
-
-def count_chunks(families: Sequence[Family]) -> int:
-    """Parts in which the logits of these families' response tokens are computed."""
-    return -(-sum(sum(family.responses) for family in families) // LOGIT_CHUNK)
-
-
-def load_mllm(model: str, dtype: str, config: PolicyConfig) -> Any:
-    """The MLLM of a folder or hub name, packed attention in its language model, frozen and adapted as `config` says."""
-    from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
-
-    AttentionInterface.register(ATTENTION, packed_attention)
-    mllm = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        model, dtype=getattr(torch, dtype), attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"}
-    )
-    return prepare_mllm(mllm, config)
-
-
-def prepare_mllm(mllm: Any, config: PolicyConfig) -> Any:
-    """Freeze, adapt and checkpoint what `config` says."""
-    if config.lora_rank:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_TARGETS)
-        mllm = inject_adapter_in_model(lora, mllm)
-    if config.freeze_vision:
-        mllm.model.visual.requires_grad_(False)
-    if config.gradient_checkpointing:
-        mllm.gradient_checkpointing_enable({"use_reentrant": False})
-    return mllm.train()
-
-
-class PolicyNetwork(torch.nn.Module):
-    """The MLLM, from token ids to the log-probs of chosen tokens."""
-
-    def __init__(self, mllm: Any, temperature: float) -> None:
-        super().__init__()
-        self.mllm, self.temperature = mllm, temperature
-
-    def forward(
-        self, inputs: dict[str, Any], predicts: torch.Tensor, targets: torch.Tensor, num_chunks: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs [N] and entropies [N] (detached), float32, of `targets`, their logits computed in `num_chunks` parts."""
-        hidden = self._hidden(**inputs)[predicts]
-        log_probs, entropies = [], []
-        for chunk, chosen in zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True):
-            chunk_log_probs, chunk_entropies = checkpoint(self._chunk, chunk, chosen, use_reentrant=False)
-            log_probs.append(chunk_log_probs)
-            entropies.append(chunk_entropies)
-        return torch.cat(log_probs), torch.cat(entropies)
-
-    def _hidden(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        is_visual: torch.Tensor,
-        spans: Sequence[Span],
-        patches: torch.Tensor | None = None,
-        grids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Last hidden states [L, D]."""
-        body = self.mllm.model
-        embeds = body.get_input_embeddings()(input_ids)
-        if patches is not None:
-            learns = torch.is_grad_enabled() and any(p.requires_grad for p in body.visual.parameters())
-            with torch.set_grad_enabled(learns):
-                features = torch.cat(body.get_video_features(patches, grids, return_dict=True).pooler_output)
-            # The sum ties the tower into the graph even where none of its features is used.
-            embeds = embeds.masked_scatter(is_visual[:, None], features.to(embeds.dtype)) + 0.0 * features.sum()
-        return body.language_model(
-            inputs_embeds=embeds[None],
-            attention_mask={"full_attention": None},
-            position_ids=position_ids[:, None],
-            use_cache=False,
-            spans=spans,
-        ).last_hidden_state[0]
-
-    def _chunk(self, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        log_probs_NV = torch.log_softmax(self.mllm.lm_head(hidden).float() / self.temperature, dim=-1)
-        entropy = -(log_probs_NV.detach().exp() * log_probs_NV.detach()).sum(-1)
-        return log_probs_NV.gather(-1, targets[:, None]).squeeze(-1), entropy
 
 
 class PolicyLearner(LearnerRank):

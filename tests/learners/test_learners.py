@@ -18,7 +18,8 @@ from cluster.config import Config
 from cluster.connection import COMMON_ENV
 from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
 from learners.credit import PolicySample, SamplerSample
-from learners.policy import LORA_TARGETS, PolicyLearner
+from learners.mllm import LORA_TARGETS
+from learners.policy import PolicyLearner
 from learners.positions import mrope_positions, seconds_per_grid
 from learners.rank import LearnerGroup, LearnerRank
 from learners.sampler import SamplerLearner
