@@ -56,8 +56,12 @@ def _number_type(embedder: EmbedderConfig) -> str:
     """The CLIP's number type, `auto` decided by the GPU it asks for or else by this machine's CPU."""
     if embedder.dtype != "auto":
         return embedder.dtype
-    flags = set(CPUINFO.read_text().split()) if CPUINFO.exists() else set[str]()
-    return "bfloat16" if embedder.num_gpus or flags & BFLOAT16_FLAGS else "float32"
+    return "bfloat16" if embedder.num_gpus or multiplies_in_bfloat16() else "float32"
+
+
+def multiplies_in_bfloat16() -> bool:
+    """Whether this machine's CPU does; False where that is not known."""
+    return CPUINFO.exists() and not BFLOAT16_FLAGS.isdisjoint(CPUINFO.read_text().split())
 
 
 def check_run_dir(run_dir: Path) -> None:

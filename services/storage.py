@@ -44,8 +44,8 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(root: Path) -> None:
-    """Remove what killed writers left under `root`."""
-    for temporary in root.rglob(".*.tmp"):
+    """Remove what killed writers left in the versioned folders (`<kind>/v<number>/`) under `root`."""
+    for temporary in root.glob("*/v*/**/.*.tmp"):
         try:
             if time.time() - temporary.stat().st_mtime > ABANDONED:
                 temporary.unlink()

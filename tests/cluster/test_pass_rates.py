@@ -23,10 +23,10 @@ def config(tmp_path: Path) -> Config:
     return load_config(TOY, [f"--data.cache={tmp_path}"])
 
 
-def keep(config: Config, right: int = 4) -> None:
+def keep(config: Config) -> None:
     rates = PassRates(config, 8)
     with rates._storage.write(rates._name(QUESTION, VIDEOS)) as temporary:
-        temporary.write_text(f'{{"right": {right}}}')
+        temporary.write_text('{"right": 4}')
 
 
 def test_a_rate_is_found_again(config: Config) -> None:

@@ -17,13 +17,11 @@ from benchmarks.bandit import (
     Training,
     credit,
     gradient_variance,
-    play,
-    puzzles,
     ratio,
-    similarities,
     spread,
     train_bandit,
 )
+from benchmarks.puzzles import play, puzzles, similarities
 
 
 @pytest.fixture(scope="module")

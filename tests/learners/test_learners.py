@@ -13,61 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.checks import load_questions
 from cluster.config import Config
-from cluster.connection import COMMON_ENV
 from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
-from learners.credit import PolicySample, SamplerSample
+from learners.credit import SamplerSample
 from learners.mllm import LORA_TARGETS
 from learners.policy import PolicyLearner
-from learners.positions import mrope_positions, seconds_per_grid
 from learners.rank import LearnerGroup, LearnerRank
 from learners.sampler import SamplerLearner
 from services.errors import TrainingError
-from services.frames import FrameCache, read_visual, visual_input
-from services.schema import Selection, Turn, VisualInput
-from services.vision import FrameProcessor
+from services.schema import Selection
 from services.weights import create_store, read_version
-
-ENV = COMMON_ENV | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-
-
-def policy_samples(config: Config) -> tuple[PolicySample, ...]:
-    """Eight turns: three that share a prompt and its frames, four uneven ones over other frames, and a long one without any:
-    whatever could set ranks apart."""
-    cache = FrameCache(config.data.cache, config.frames.tokens_per_frame, 60)
-    video = cache.prepare(load_questions(config)[0].video)
-    cache.close()
-    rng = np.random.default_rng(0)
-    samples: list[PolicySample] = []
-
-    def add(prompt: np.ndarray, response: int, visual: VisualInput | None) -> None:
-        turn = Turn(
-            prompt.astype(np.int32),
-            rng.integers(20, 300, response).astype(np.int32),
-            rng.normal(-5.7, 0.3, response).astype(np.float32),
-            text="",
-            truncated=False,
-            version=0,
-            visual=visual,
-        )
-        weight = 1 / (20 + 4 * len(samples))
-        samples.append(PolicySample(f"turn {len(samples)}", turn, float(rng.normal()), weight))
-
-    for frames, responses in ((5, (4, 9, 2)), (1, (3,)), (2, (7,)), (8, (13,)), (3, (5,))):
-        visual = visual_input(video, np.linspace(1, 20, frames).astype(int).tolist(), config.frames.tokens_per_frame)
-        num_visual = (frames + 1) // 2 * (visual.height // 28) * (visual.width // 28)
-        prompt = np.concatenate([rng.integers(20, 300, 5), np.full(num_visual, video_token(config)), [21, 22]])
-        for response in responses:
-            add(prompt, response, visual)
-    add(rng.integers(20, 300, 9), 391, None)
-    return tuple(samples)
-
-
-def video_token(config: Config) -> int:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(config.policy.model).video_token_id
+from tests.learners.turns import ENV, load_plain, policy_samples, reference_log_probs, video_token
 
 
 def sampler_batch() -> tuple[SamplerSample, ...]:
@@ -140,135 +96,6 @@ def test_policy_ranks_and_zero_stages_take_the_same_step(ray_cluster: None, toy_
         policy_samples(toy_config),
         load_plain(toy_config.policy.model).state_dict(),
     )
-
-
-class ProbedPolicy(PolicyLearner):
-    """A rank that tells its gradients instead of taking the step, under any config it is given."""
-
-    def probe(self, changes: dict[str, Any], samples: Sequence[PolicySample]) -> tuple[dict[str, float], Any]:
-        """Metrics and gradients of one update; the weights stay."""
-        before, self.config = self.config, self.config.model_copy(update=changes)
-        if self.config.gradient_checkpointing:
-            self.engine.module.mllm.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.engine.module.mllm.gradient_checkpointing_disable()
-        metrics = self.update(samples, 1)
-        self.config = before
-        return metrics, self.gradients
-
-    def take_step(self, step: int) -> dict[str, float]:
-        from deepspeed.utils import safe_get_full_grad
-
-        zeros = self._zero_gradients()
-        full = safe_get_full_grad if self.config.zero_stage else (lambda parameter: parameter.grad)
-        named = [(name, p) for name, p in self.engine.module.mllm.named_parameters() if p.requires_grad]
-        self.gradients = {name: full(parameter).clone() for name, parameter in named}
-        self.engine.module.zero_grad()
-        return zeros
-
-
-def load_plain(folder: str | Path) -> Any:
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-
-
-def reference_log_probs(mllm: Any, config: Config, sample: PolicySample) -> torch.Tensor:
-    """Log-probs [R] of a turn's response by transformers alone, all its logits at once."""
-    cache = FrameCache(config.data.cache, config.frames.tokens_per_frame, 60)
-    turn, grids, steps, inputs = sample.turn, [], [], {}
-    ids = np.concatenate([turn.prompt_ids, turn.response_ids]).astype(np.int64)
-    if turn.visual is not None:
-        rows, ((t, h, w),) = FrameProcessor(config.policy.model).patches(read_visual(cache, turn.visual), "video")
-        inputs = {"pixel_values_videos": rows, "video_grid_thw": torch.tensor([[t, h, w]])}
-        grids, seconds = [(t, h // 2, w // 2)], seconds_per_grid(len(turn.visual.frames), turn.visual.num_frames, 2)
-        steps = [seconds * mllm.config.vision_config.tokens_per_second]
-    positions = mrope_positions(ids == mllm.config.video_token_id, grids, steps)
-    position_ids = torch.from_numpy(positions)[:, None]
-    logits = mllm(input_ids=torch.from_numpy(ids)[None], position_ids=position_ids, **inputs).logits[0]
-    first = len(turn.prompt_ids) - 1
-    return logits[first:-1].log_softmax(-1).gather(1, torch.from_numpy(ids)[first + 1 :, None])[:, 0]
-
-
-def reference_gradients(
-    config: Config, samples: Sequence[PolicySample], corrected: bool = False
-) -> dict[str, torch.Tensor]:
-    """By transformers alone: each turn by itself, its own attention, all logits at once, the loss written out.
-
-    `corrected`: the plain policy gradient of the learner's own distribution, weights of at most 2 for the engine's.
-    """
-    mllm = load_plain(config.policy.model)
-    for sample in samples:
-        log_probs = reference_log_probs(mllm, config, sample)
-        turn = sample.turn
-        ratio = (log_probs - torch.from_numpy(turn.log_probs)).exp()
-        if corrected:
-            loss = -sample.advantage * ratio.detach().clamp(max=2) * log_probs
-        else:
-            loss = -torch.minimum(sample.advantage * ratio, sample.advantage * ratio.clamp(0.8, 1.2))
-            if sample.advantage < 0:
-                loss = loss.clamp(max=-3 * sample.advantage)
-        (sample.weight * loss.sum()).backward()
-    return {name: parameter.grad for name, parameter in mllm.named_parameters()}
-
-
-async def probed(config: PolicyConfig, toy: Config, changes: Sequence[dict[str, Any]], samples: Any) -> list[Any]:
-    """What a fresh learner of `config` tells under each of `changes`."""
-    arguments = (config, toy.policy.model, 1.0, toy.data, toy.frames)
-    learner = await LearnerGroup.start(ProbedPolicy, arguments, config, ENV, ["SPREAD"] * config.world_size)
-    return [await learner.call("probe", change, samples) for change in changes]
-
-
-def assert_same_gradients(way: str, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=0, msg=f"{way}: {name}")
-
-
-def test_no_optimisation_and_no_split_changes_the_gradients(ray_cluster: None, toy_config: Config) -> None:
-    samples = policy_samples(toy_config)
-    expected, corrected = (reference_gradients(toy_config, samples, how) for how in (False, True))
-    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.05, "too small to compare"
-    base: PolicyConfig = toy_config.policy.model_copy(update={"num_cpus": 0.5, "micro_batch_tokens": 10**6})
-    ways: dict[str, dict[str, Any]] = {
-        "packed, prompts shared, one pass of 8": {},
-        "prompts not shared": {"share_prompts": False},
-        "not packed: every turn alone": {"micro_batch_tokens": 1},
-        "several passes": {"micro_batch_tokens": 60},
-        "checkpointed": {"gradient_checkpointing": True},
-    }
-    others: dict[str, dict[str, Any]] = {
-        "corrected": {"old_log_probs": "learner"},
-        "corrected, several passes": {"old_log_probs": "learner", "micro_batch_tokens": 60},
-        "gspo": {"loss": "gspo"},
-        "gspo, several passes": {"loss": "gspo", "micro_batch_tokens": 60},
-    }
-    changes = [*ways.values(), *others.values()]
-    found = dict(zip([*ways, *others], asyncio.run(probed(base, toy_config, changes, samples)), strict=True))
-    # The KL to the model itself is 0 and pulls nowhere, so its second network must not show.
-    ranks = base.model_copy(update={"world_size": 2, "zero_stage": 3, "kl_coef": 0.5})
-    (found["2 ranks of 4"],) = asyncio.run(probed(ranks, toy_config, [{}], samples))
-
-    for way in (*ways, "2 ranks of 4"):
-        metrics, gradients = found[way]
-        assert metrics["policy/loss"] == pytest.approx(
-            found["not packed: every turn alone"][0]["policy/loss"], abs=1e-5
-        )
-        assert_same_gradients(way, gradients, expected)
-        for part in ("visual", "language_model", "embed_tokens"):
-            assert metrics[f"policy/zero_gradients/{part}"] == 0.0, f"{way}: {part}"
-    assert found["2 ranks of 4"][0]["policy/kl"] == pytest.approx(0, abs=1e-6)
-    for way in ("corrected", "corrected, several passes"):
-        assert_same_gradients(way, found[way][1], corrected)
-        assert found[way][0]["policy/clip_share"] == 0
-        assert 0 < found[way][0]["policy/truncated_share"] < 1
-    assert_same_gradients("gspo", found["gspo"][1], found["gspo, several passes"][1])
-
-    tokens = {way: metrics["policy/computed_tokens"] for way, (metrics, _) in found.items()}
-    assert tokens["packed, prompts shared, one pass of 8"] < tokens["prompts not shared"]
-    assert {metrics["policy/tokens"] for metrics, _ in found.values()} == {4 + 9 + 2 + 3 + 7 + 13 + 5 + 391}
-    assert found["gspo"][0]["policy/mismatch_max_ratio"] > 1
-    assert 0 < found["packed, prompts shared, one pass of 8"][0]["policy/clip_share"] < 1
 
 
 def test_a_disagreeing_engine_or_a_sample_without_its_frames_stops_the_run_and_leaves_the_weights(
