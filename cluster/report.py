@@ -206,7 +206,7 @@ def _values(rows: Rows, metric: str) -> np.ndarray:
     return np.array([row.get(metric) for row in rows], dtype=float)
 
 
-def _curves(rows: Rows, curves: Iterable[tuple[str, str, str]]) -> str:
+def _curves(rows: Rows, curves: Sequence[tuple[str, str, str]]) -> str:
     """Lines over steps; the first one stands out."""
     figure, axes = _step_figure()
     steps = [row["step"] for row in rows]
@@ -215,8 +215,8 @@ def _curves(rows: Rows, curves: Iterable[tuple[str, str, str]]) -> str:
         values = _values(rows, metric)
         width = 1.9 if place == 0 else 1.3
         axes.plot(steps, values, marker, ls="-", ms=3, lw=width, color=color, label=label)
-        if np.all(np.nan_to_num(values) % 1 == 0):
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    if all(np.all(np.nan_to_num(_values(rows, metric)) % 1 == 0) for metric, _, _ in curves):
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     _legend(axes)
     return _svg(figure)
 

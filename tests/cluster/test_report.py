@@ -136,3 +136,11 @@ def test_run_that_left_nothing(tmp_path: Path) -> None:
     page = write_report(tmp_path, FakeCache()).read_text()
     assert "no step was logged" in page
     assert "<img" not in page
+
+
+def test_shares_beside_a_curve_of_zeros_have_their_scale(tmp_path: Path) -> None:
+    with MetricsSink(tmp_path, 2) as sink:
+        for step, share in ((1, 0.25), (2, 0.125)):
+            sink.log(step, {"rollout/groups_without_signal": 0.0, "rollout/answers_unparsed": share})
+    (chart,) = images(write_report(tmp_path, FakeCache()).read_text(), "image/svg+xml")
+    assert ">0.2<" in chart.decode() or ">0.20<" in chart.decode()
