@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 UV := 0.13.9
 
-.PHONY: setup lock train test lint format bench-data clean
+.PHONY: setup lock train reproduce test lint format bench-data clean
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -28,6 +28,9 @@ lock:  # after a change of the requirements in setup.cfg
 
 train:
 	$(BIN)/msjoe train $(ARGS)
+
+reproduce:  # hours; goes on where it was stopped
+	$(BIN)/python -m benchmarks.reproduction $(ARGS)
 
 test:
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,7 +1,7 @@
 """The collector: a query turn and what follows of it, as one coroutine that reads like the paper; many at once.
 
-Invariants: a trajectory's randomness comes from (seed, step, question, index) alone, whichever actors serve it; only ids,
-indices, similarities and texts pass through here, never a pixel.
+Invariants: a trajectory's randomness comes from (seed, step, question, index) alone, whichever actors serve it; without a seed
+there is none; only ids, indices, similarities and texts pass through here, never a pixel.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 
+from actors.config import PromptConfig
 from actors.pool import Pool
 from actors.prompts import parse_answer, parse_queries
 from actors.turns import Turns
@@ -26,7 +27,10 @@ def stream(*identity: object) -> int:
 
 
 class Collector:
-    """Drives the three actor pools; `turns` holds that of the rollouts. `budget`: K; `max_queries`: kept of a reply."""
+    """Drives the three actor pools; `turns` holds that of the rollouts.
+
+    `budget`: K. `seed`: None takes the most probable tokens and frames, as at test time.
+    """
 
     def __init__(
         self,
@@ -34,13 +38,13 @@ class Collector:
         embedders: Pool,
         selectors: Pool,
         budget: int,
-        max_queries: int,
+        prompts: PromptConfig,
         rewards: RewardConfig,
         videos: Mapping[str, Video],
-        seed: int,
+        seed: int | None,
     ) -> None:
         self._turns, self._embedders, self._selectors = turns, embedders, selectors
-        self._budget, self._max_queries, self._rewards = budget, max_queries, rewards
+        self._budget, self._prompts, self._rewards = budget, prompts, rewards
         self._videos, self._seed = videos, seed
 
     async def collect(self, questions: Sequence[Question], group_size: int, draws: int, step: int) -> list[Group]:
@@ -54,17 +58,17 @@ class Collector:
 
     async def sample(self, question: Question, index: int, draws: int, step: int) -> list[Trajectory]:
         """One query turn and its similarity; of each of `draws`: key frames, answer, reward."""
-        query_turn = await self._turns.query(question, stream(self._seed, step, question.id, index, "query"))
-        parsed, queries_formatted = parse_queries(query_turn.text, self._max_queries)
-        queries = parsed or (question.question,)
+        query_turn = await self._turns.query(question, self._stream(step, question.id, index, "query"))
+        parsed, queries_formatted = parse_queries(query_turn.text, self._prompts.max_queries)
+        queries = parsed if parsed and self._prompts.ask_clip == "queries" else (question.question,)
         similarity = await self._embedders.call("similarity", self._videos[question.video].key, queries)
 
         async def trajectory(place: int) -> Trajectory:
-            identity = (self._seed, step, question.id, place)
+            identity = (step, question.id, place)
             selection: Selection = await self._selectors.call(
-                "select", similarity, self._budget, stream(*identity, "select")
+                "select", similarity, self._budget, self._stream(*identity, "select")
             )
-            answer_turn = await self._turns.answer(question, selection.frames, stream(*identity, "answer"))
+            answer_turn = await self._turns.answer(question, selection.frames, self._stream(*identity, "answer"))
             letter, answer_formatted = parse_answer(answer_turn.text, len(question.options))
             formatted = queries_formatted and answer_formatted
             reward = score(letter, question.answer, formatted, similarity, self._rewards)
@@ -73,3 +77,6 @@ class Collector:
             )
 
         return list(await asyncio.gather(*[trajectory(index * draws + draw) for draw in range(draws)]))
+
+    def _stream(self, *identity: object) -> int | None:
+        return None if self._seed is None else stream(self._seed, *identity)

@@ -82,3 +82,5 @@ class PromptConfig(Section):
     """Show the answer turn the subtitles on screen at its key frames, of questions that have a file of them."""
     max_queries: int = Field(default=4, ge=1, le=4)
     """Queries kept of a reply (paper: 4)."""
+    ask_clip: Literal["queries", "question"] = "queries"
+    """What CLIP compares the frames with: the reply's queries, or the question whatever the reply (the paper's ablation)."""

@@ -163,8 +163,10 @@ class RolloutActor:
         """Answers once the engine runs; the version it holds."""
         return self.version
 
-    async def generate(self, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int) -> Turn:
-        """One reply to `messages`, sampled with its own `seed`.
+    async def generate(
+        self, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int | None
+    ) -> Turn:
+        """One reply to `messages`: sampled with its own `seed`, or the most probable tokens when it is None.
 
         Raises UserError when the prompt does not fit `max_model_len`.
         """
@@ -174,8 +176,9 @@ class RolloutActor:
             prompt["multi_modal_data"] = engine_items(read_visual(self._frames, visual), visual)
             prompt["multi_modal_uuids"] = engine_names(visual)
         params = self._params(
-            temperature=self._config.temperature, max_tokens=max_tokens, seed=seed, logprobs=0, skip_special_tokens=True
-        )
+            temperature=0.0 if seed is None else self._config.temperature,
+            max_tokens=max_tokens, seed=seed, logprobs=0, skip_special_tokens=True,
+        )  # fmt: skip
         try:
             output = await asyncio.wrap_future(self._loop.generate(prompt, params))
         except self._refusal as error:

@@ -39,7 +39,8 @@ class SelectorActor:
         torch.set_num_threads(config.threads)
         self._kind, self._store = config.kind, store
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._network, self._collate = make_sampler(sampler.channels, seed).to(self._device), collate
+        self._network = make_sampler(sampler.channels, seed, sampler.checkpoint).to(self._device)
+        self._collate = collate
         self.version = 0
         if ray.get(store.manifest.remote(SAMPLER), timeout=config.deadline) is not None:
             self.pull(None)
@@ -55,7 +56,10 @@ class SelectorActor:
         return self.version
 
     def select(self, similarity: np.ndarray, budget: int, seed: int | None) -> Selection:
-        """K frames for `similarity` [Q, T]: drawn with `seed`, or the K largest logits when it is None (test time)."""
+        """K frames for `similarity` [Q, T]: drawn with `seed`, or the K largest logits when it is None (test time).
+
+        A network that prefers no frame, as before training, then takes uniform ones.
+        """
         num_frames = similarity.shape[1]
         logits = self._logits(similarity)
         spread = float(entropy(logits[None])[0])
@@ -63,7 +67,7 @@ class SelectorActor:
         score = None
         if num_frames <= budget:
             frames = tuple(range(num_frames))
-        elif self._kind == "uniform":
+        elif self._kind == "uniform" or (seed is None and logits.min() == logits.max()):
             frames = uniform_frames(num_frames, budget)
         elif self._kind == "topk" or seed is None:
             frames = topk_frames(logits.numpy(), budget)

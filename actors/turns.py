@@ -37,10 +37,10 @@ class Turns:
         self._videos = videos
         self._read_subtitles = lru_cache(SUBTITLE_FILES)(read_subtitles)
 
-    async def query(self, question: Question, seed: int) -> Turn:
+    async def query(self, question: Question, seed: int | None) -> Turn:
         """The query turn: uniform previews of the video, and the request for visual queries."""
         video = self._videos[question.video]
-        previews = uniform_frames(video.num_frames, self._frames.previews)
+        previews = uniform_frames(video.num_frames, self._frames.num_previews)
         visual = visual_input(video, previews, self._frames.preview_tokens_per_frame) if previews else None
         messages = query_messages(
             question,
@@ -50,7 +50,7 @@ class Turns:
         )
         return await self._generate(question, messages, visual, self._rollout.query_tokens, seed)
 
-    async def answer(self, question: Question, frames: Iterable[int], seed: int) -> Turn:
+    async def answer(self, question: Question, frames: Iterable[int], seed: int | None) -> Turn:
         """The answer turn: the key `frames` of the video, subtitles if asked for, and the request for a letter."""
         video, shown_as = self._videos[question.video], self._frames.shown_as
         visual = visual_input(video, frames, self._frames.tokens_per_frame, shown_as)
@@ -64,7 +64,7 @@ class Turns:
         return overlapping(known, visual.frames)
 
     async def _generate(
-        self, question: Question, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int
+        self, question: Question, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int | None
     ) -> Turn:
         try:
             return await self._rollouts.call("generate", messages, visual, max_tokens, seed)

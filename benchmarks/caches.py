@@ -23,7 +23,6 @@ from rich.table import Table
 from benchmarks.video import FPS, TOKENS, make_clip, repeat, seconds_of
 from services import toyworld
 from services.frames import FrameCache
-from services.toyworld.clip import make_clip as make_model
 
 HOUR = 3600
 READS = 50
@@ -48,10 +47,9 @@ def _show_prepare(root: Path, options: argparse.Namespace) -> None:
     make_clip(clip, "libx264", 360, 640)
     for index in range(options.videos):
         repeat(clip, videos / f"{index:03d}.mp4", options.seconds + index / FPS)
-    make_model(root / "model", 0, ["a red star"])
     recipe = Path(toyworld.__file__).parents[2] / "cluster" / "recipes" / "toy.yaml"
     command = [sys.executable, "-m", "cluster.cli", "prepare", str(videos), "--recipe", str(recipe)]
-    command += [f"--cache={root / 'cache'}", f"--embedder.model={root / 'model'}"]
+    command += [f"--cache={root / 'cache'}", f"--embedder.model={toyworld.MODELS / 'clip'}"]
     runs = [seconds_of(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)) for _ in range(2)]
     title = (
         f"msjoe prepare, {options.videos} videos of {options.seconds} s, 640x360 at {FPS} fps, {os.cpu_count()} cores"

@@ -11,7 +11,7 @@ from services.errors import UserError
 from services.questions import read_questions
 from services.questions.subtitles import read_subtitles
 from services.schema import Question
-from services.toyworld import ToyWorld
+from services.toyworld import MODELS, ToyWorld
 
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -21,30 +21,33 @@ CPU_HEAD_DIM = 32
 
 
 def resolve(config: Config, world: ToyWorld | None) -> Config:
-    """Empty fields filled from the toy world, `auto` by what is there, and every path absolute: actors start elsewhere."""
+    """Empty fields filled from the toy world and its models, `auto` by what is there, and every path absolute: actors start
+    elsewhere."""
 
-    def model(name: str, toy: Path | None) -> str:
+    def model(name: str, toy: str) -> str:
         if not name:
-            return str(toy or "")
+            return str(MODELS / toy) if config.toyworld else ""
         return str(Path(name).expanduser().absolute()) if is_folder(name) else name
 
-    questions = config.data.questions or (world.questions if world else None)
-    root = config.data.video_root
+    questions, validation = config.data.questions, config.data.validation
+    if world and questions is None:
+        questions, validation = world.questions, validation or world.validation
+    root, sampler = config.data.video_root, config.sampler.checkpoint
     return config.model_copy(
         update={
             "data": config.data.model_copy(
                 update={
                     "questions": questions and questions.expanduser().absolute(),
+                    "validation": validation and validation.expanduser().absolute(),
                     "video_root": root and root.expanduser().absolute(),
                     "cache": config.data.cache.expanduser().absolute(),
                 }
             ),
-            "policy": config.policy.model_copy(
-                update={"model": model(config.policy.model, world.mllm if world else None)}
-            ),
+            "policy": config.policy.model_copy(update={"model": model(config.policy.model, "mllm")}),
+            "sampler": config.sampler.model_copy(update={"checkpoint": sampler and sampler.expanduser().absolute()}),
             "embedder": config.embedder.model_copy(
                 update={
-                    "model": model(config.embedder.model, world.clip if world else None),
+                    "model": model(config.embedder.model, "clip"),
                     "dtype": _number_type(config.embedder),
                 }
             ),
@@ -72,9 +75,16 @@ def check_run_dir(run_dir: Path) -> None:
 
 def check_inputs(config: Config) -> None:
     """Raises UserError for a model or a questions file the run could not use. Hub names are left to the loaders."""
-    model, clip, questions = config.policy.model, config.embedder.model, config.data.questions
-    if questions is not None and not questions.expanduser().is_file():
-        raise UserError(f"data.questions: {questions}: no such file; name a file of questions (docs/data.md)")
+    model, clip = config.policy.model, config.embedder.model
+    for field in ("questions", "validation"):
+        file: Path | None = getattr(config.data, field)
+        if file is not None and not file.expanduser().is_file():
+            raise UserError(f"data.{field}: {file}: no such file; name a file of questions (docs/data.md)")
+    sampler = config.sampler.checkpoint
+    if sampler is not None and not (sampler.expanduser() / "module_state.pkl").is_file():
+        raise UserError(
+            f"sampler.checkpoint: {sampler} has no module_state.pkl; name a run's checkpoints/step-N/sampler"
+        )
     if is_folder(model):
         check_mllm(Path(model), on_cpu=config.rollout.num_gpus == 0)
     if is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():

@@ -80,9 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("-h", "--help", action="store_true")
     train.set_defaults(command=_train)
 
-    toyworld = commands.add_parser("toyworld", help="make the toy world: videos, questions, a small CLIP and MLLM")
+    toyworld = commands.add_parser("toyworld", help="make the toy world: videos and questions about them")
     toyworld.add_argument("recipe", nargs="?", type=Path, default=TOY)
     toyworld.add_argument("--hours", type=float, help="four long videos of that length, eight questions each")
+    toyworld.add_argument(
+        "--train", type=Path, metavar="FOLDER", help="train a small CLIP and MLLM there, as the shipped ones were made"
+    )
     toyworld.set_defaults(command=_toyworld)
 
     report = commands.add_parser("report", help="make a run's report.html anew")
@@ -144,27 +147,34 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.checks import check_inputs, check_run_dir, load_questions, resolve
     from cluster.toyworld import make_world
     from cluster.train import train
+    from cluster.validation import read_held_out
 
     run_dir = options.run_dir or Path("runs") / f"{options.recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     check_run_dir(run_dir)
     check_inputs(config)  # what the recipe names, before anything is made
     config = resolve(config, make_world(config) if config.toyworld else None)
     check_inputs(config)
-    questions = load_questions(config)
-    asyncio.run(train(config, questions, run_dir.absolute(), console))
+    questions, held_out = load_questions(config), read_held_out(config)
+    asyncio.run(train(config, questions, held_out, run_dir.absolute(), console))
     console.print(f"run folder: {run_dir}  (open {run_dir / 'report.html'})", soft_wrap=True)
 
 
 def _toyworld(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.config import load_config
-    from cluster.toyworld import make_world
+    from cluster.toyworld import make_world, train_models
     from services.errors import UserError
 
     config = load_config(options.recipe, [*_long_videos(options.hours), *rest])
     if config.toyworld is None:
         raise UserError(f"{options.recipe}: has no toyworld section; add one, or --toyworld.seed=0")
+    if options.train:
+        if options.train.exists():
+            raise UserError(f"--train={options.train}: is there already; name a new folder")
+        train_models(config, options.train)
+        print(f"--embedder.model={options.train / 'clip'} --policy.model={options.train / 'mllm'}")
+        return
     world = make_world(config)
-    print(f"questions  {world.questions}\nvideos     {world.videos}\nCLIP       {world.clip}\nMLLM       {world.mllm}")
+    print(f"questions   {world.questions}\nvalidation  {world.validation}\ntest        {world.split('test')}")
 
 
 def _long_videos(hours: float | None) -> list[str]:
@@ -173,6 +183,7 @@ def _long_videos(hours: float | None) -> list[str]:
         return []
     values = {
         "videos": 4,
+        "held_out_videos": 0,
         "questions_per_video": 8,
         "min_seconds": round(hours * 3600),
         "max_seconds": round(hours * 3600),
@@ -202,7 +213,6 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.checks import check_inputs, resolve
     from cluster.config import load_config
     from cluster.prepare import find_videos, prepare, write_summary
-    from cluster.toyworld import make_world
     from services.errors import UserError
     from services.questions import write_questions
 
@@ -212,8 +222,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     videos = find_videos(options.inputs, config.data.video_root)
     if not videos:
         raise UserError(f"{', '.join(map(str, options.inputs))}: no video in there")
-    models = config.embedder.model and (config.policy.model or not options.pass_rate)
-    config = resolve(config, None if models else make_world(config))
+    config = resolve(config, None)
     check_inputs(config)
     prepared = prepare(config, videos, Console(), options.verify, options.retry)
     if options.summary:

@@ -32,8 +32,8 @@ RECIPES = Path(__file__).parent / "recipes"
 class TrainConfig(Section):
     """The training loop."""
 
-    steps: int = Field(default=1000, ge=1)
-    """Training steps."""
+    steps: int = Field(default=1000, ge=0)
+    """Training steps; with 0 the networks are only measured, on `data.validation`."""
     questions_per_step: int = Field(default=32, ge=1)
     """Questions a step."""
     group_size: int = Field(default=8, ge=1)
@@ -44,6 +44,8 @@ class TrainConfig(Section):
     """Further rounds of questions in place of groups without signal (dynamic sampling, arXiv 2503.14476); 0 keeps them."""
     seed: int = 0
     """Decides data order, sampled tokens, drawn frames and the sampler's initial weights."""
+    validate_every: int = Field(default=50, ge=1)
+    """Steps between validations on `data.validation`; one comes before the first step and one after the last as well."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints; the last step always leaves one."""
 
@@ -102,7 +104,7 @@ class Config(BaseSettings):
             ):
                 if not value:
                     yield f"{field}: empty, and there is no toyworld to take it from; name one"
-        if not self.policy.train and self.selector.kind != "unet":
+        if self.train.steps and not self.policy.train and self.selector.kind != "unet":
             yield f"policy.train: false with selector.kind={self.selector.kind} leaves nothing to learn"
         if self.train.group_size * self.train.draws < 2 and (self.policy.train or self.sampler.objective == "joint"):
             yield "train.group_size: 1 leaves no group to compare with; at least 2"
@@ -113,7 +115,7 @@ class Config(BaseSettings):
         shared = 2 if self.frames.shown_as == "video" else 1
         visual = max(
             -(-self.frames.budget // shared) * self.frames.tokens_per_frame,
-            (self.frames.previews + 1) // 2 * self.frames.preview_tokens_per_frame,
+            (self.frames.num_previews + 1) // 2 * self.frames.preview_tokens_per_frame,
         )
         longest = visual + max(self.rollout.query_tokens, self.rollout.answer_tokens)
         if longest >= self.rollout.max_model_len:

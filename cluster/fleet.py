@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +51,10 @@ class Fleet:
     policy: LearnerGroup | None
     sampler: LearnerGroup | None
     store: ActorHandle
+
+    def turns(self, config: Config, videos: Mapping[str, Video]) -> Turns:
+        """The two turns, answered by this fleet's engines."""
+        return Turns(self.rollouts, config.rollout, config.prompts, config.frames, videos)
 
 
 @asynccontextmanager
@@ -164,15 +168,15 @@ async def prepare(
     return videos, unreadable
 
 
-def collector(fleet: Fleet, config: Config, videos: dict[str, Video]) -> Collector:
-    """The collector over this fleet."""
+def collector(fleet: Fleet, config: Config, videos: Mapping[str, Video], seed: int | None) -> Collector:
+    """The collector over this fleet; without a seed nothing is sampled."""
     return Collector(
-        Turns(fleet.rollouts, config.rollout, config.prompts, config.frames, videos),
+        fleet.turns(config, videos),
         fleet.embedders,
         fleet.selectors,
         config.frames.budget,
-        config.prompts.max_queries,
+        config.prompts,
         config.rewards,
         videos,
-        config.train.seed,
+        seed,
     )

@@ -26,7 +26,7 @@ from services.errors import VideoError
 from services.frames import FrameCache
 from services.metrics import read_metrics
 from services.schema import LETTERS
-from services.trajectories import read_trajectories
+from services.trajectories import FILE, VALIDATION, read_trajectories
 
 QUESTIONS = 4
 """Questions the page looks at."""
@@ -40,6 +40,15 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79
 """Okabe and Ito's colours, which the colour-blind can tell apart."""
 
 CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
+    (
+        "Validation",
+        "Held-out questions, without sampling: right answers; of the toy world also wanted queries asked and moments seen.",
+        (
+            ("validation/accuracy", "accuracy", BLUE),
+            ("validation/queries_right", "queries right", ORANGE),
+            ("validation/moments_seen", "moments seen", GREEN),
+        ),
+    ),
     (
         "Reward",
         "Mean over the step's trajectories; the parts add up to the total.",
@@ -93,6 +102,9 @@ PHASES = (
 )
 
 TABLE = (
+    ("validation/accuracy", "validation accuracy"),
+    ("validation/queries_right", "validation: wanted queries asked, share"),
+    ("validation/moments_seen", "validation: moments seen, share"),
     ("reward/total", "reward"),
     ("reward/accuracy", "accuracy reward"),
     ("reward/format", "format reward"),
@@ -193,7 +205,8 @@ def _charts(rows: Rows) -> list[dict[str, str]]:
             charts.append({"title": title, "caption": caption, "image": _curves(rows, present)})
     if phases := [phase for phase in PHASES if _logged(rows, phase[0])]:
         caption = "Seconds of rollout, policy and sampler update, and weight publication, stacked; they may overlap."
-        charts.insert(1, {"title": "Step time", "caption": caption, "image": _step_time(rows, phases)})
+        timed = [row for row in rows if any(metric in row for metric, _, _ in phases)]
+        charts.append({"title": "Step time", "caption": caption, "image": _step_time(timed, phases)})
     return charts
 
 
@@ -202,17 +215,18 @@ def _logged(rows: Rows, metric: str) -> bool:
 
 
 def _values(rows: Rows, metric: str) -> np.ndarray:
-    """float [steps]; NaN where the metric is absent or was not finite."""
+    """float [steps]; NaN where the metric was not finite."""
     return np.array([row.get(metric) for row in rows], dtype=float)
 
 
 def _curves(rows: Rows, curves: Sequence[tuple[str, str, str]]) -> str:
-    """Lines over steps; the first one stands out."""
+    """Lines over the steps that logged them; the first one stands out."""
     figure, axes = _step_figure()
-    steps = [row["step"] for row in rows]
     for place, (metric, label, color) in enumerate(curves):
+        logged = [row for row in rows if metric in row]
+        steps = [row["step"] for row in logged]
         marker = "o" if len(steps) <= 40 else ""
-        values = _values(rows, metric)
+        values = _values(logged, metric)
         width = 1.9 if place == 0 else 1.3
         axes.plot(steps, values, marker, ls="-", ms=3, lw=width, color=color, label=label)
     if all(np.all(np.nan_to_num(_values(rows, metric)) % 1 == 0) for metric, _, _ in curves):
@@ -261,10 +275,14 @@ def _legend(axes: Axes) -> None:
 
 
 def _first_and_last(run_dir: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """First and last detailed trajectory of QUESTIONS questions, those met at two steps before those met once."""
+    """First and last detailed trajectory of QUESTIONS questions, those met at two steps before those met once.
+
+    Held-out questions where there are any: nobody learnt from them.
+    """
     first: dict[str, dict[str, Any]] = {}
     last: dict[str, dict[str, Any]] = {}
-    for row in read_trajectories(run_dir):
+    held_out = (run_dir / VALIDATION).exists()
+    for row in read_trajectories(run_dir, VALIDATION if held_out else FILE):
         if row["similarity"] is not None:
             row["similarity"] = np.array(row["similarity"], dtype=np.float32)
             first.setdefault(row["question_id"], row)

@@ -3,33 +3,73 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from actors.prompts import answer_messages, query_messages
 from cluster.config import Config
+from services import toyworld
 from services.config import ToyWorldConfig
 from services.toyworld import ToyWorld, make_toy_world
 
 
 def make_world(config: Config) -> ToyWorld:
-    """The config's toy world. It is made in a child process: neither pixels nor its training stay in this one."""
+    """The config's toy world."""
+    assert config.toyworld is not None
+    return _apart(_make, config.toyworld, config.data.cache.absolute())
+
+
+def train_models(config: Config, folder: Path) -> None:
+    """A CLIP and an MLLM for toy worlds, in `folder`, from the world's seed and for the config's prompts."""
     assert config.toyworld is not None
     query_prompt = partial(
         query_messages, show_options=config.prompts.options_in_query_turn, max_queries=config.prompts.max_queries
     )
+    _apart(_train, folder, config.toyworld.seed, query_prompt)
+
+
+def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Called in a child process: neither pixels nor training stay in this one."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
-        return child.submit(_make, config.toyworld, config.data.cache.absolute(), query_prompt).result()
+        return child.submit(function, *arguments).result()
 
 
-def _make(config: ToyWorldConfig, root: Path, query_prompt: partial[list[dict[str, object]]]) -> ToyWorld:
+def _make(config: ToyWorldConfig, root: Path) -> ToyWorld:
+    with _progress() as progress:
+        return make_toy_world(config, root, progress)
+
+
+def _train(folder: Path, seed: int, query_prompt: partial[list[dict[str, object]]]) -> None:
+    from services.toyworld.recipe import train_models
+
+    with _progress() as progress:
+        train_models(folder, seed, query_prompt, answer_messages, progress)
+
+
+@contextmanager
+def _progress() -> Iterator[toyworld.Progress]:
+    """A bar for each part."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # ours is enough
-    columns = (TextColumn("toy world:"), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("toy world:"), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -38,4 +78,4 @@ def _make(config: ToyWorldConfig, root: Path, query_prompt: partial[list[dict[st
                 tasks[part] = bar.add_task(part, total=total)
             bar.update(tasks[part], completed=done)
 
-        return make_toy_world(config, root, query_prompt, answer_messages, progress=progress)
+        yield progress

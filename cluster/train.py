@@ -24,6 +24,7 @@ from actors.pool import Pool
 from cluster.config import Config, TrainConfig
 from cluster.fleet import Fleet, collector, fleet, prepare
 from cluster.report import report_run
+from cluster.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
 from learners.policy import mismatch_alarm
 from learners.rank import LearnerGroup
@@ -40,19 +41,25 @@ LEFT_OUT_SHOWN = 20
 """Left-out questions named on the console; the file names all."""
 
 
-async def train(config: Config, questions: Sequence[Question], run_dir: Path, console: Console) -> None:
-    """Run `config` on `questions` and leave the story in `run_dir`."""
+async def train(
+    config: Config, questions: Sequence[Question], held_out: Sequence[Question], run_dir: Path, console: Console
+) -> None:
+    """Run `config` on `questions`, validate on those `held_out`, and leave the story in `run_dir`."""
+    start = time.perf_counter()
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     async with fleet(config, console.print) as actors:
         with Progress(*PREPARING, console=console) as bar:
             deadline = config.data.decode_deadline + config.embedder.deadline
-            videos, unreadable = await prepare(actors.embedders, questions, deadline, bar.track)
-        questions = leave_out(questions, unreadable, run_dir, console)
-        collect = collector(actors, config, videos).collect
+            videos, unreadable = await prepare(actors.embedders, [*questions, *held_out], deadline, bar.track)
+        questions, held_out = (leave_out(some, unreadable, run_dir, console) for some in (questions, held_out))
+        collect = collector(actors, config, videos, config.train.seed).collect
         stream = QuestionStream(questions, config.train.seed)
+        validation = Validation(config, videos, held_out, run_dir) if held_out else None
 
         with MetricsSink(run_dir, config.train.steps) as sink:
+            if validation:
+                sink.log(0, await validation.measure(actors, 0))
             for step in range(1, config.train.steps + 1):
                 clock = Clock()
                 with clock("rollout"):
@@ -65,8 +72,17 @@ async def train(config: Config, questions: Sequence[Question], run_dir: Path, co
                     write_trajectories(run_dir, step, groups)
                     if step % config.train.checkpoint_every == 0 or step == config.train.steps:
                         await checkpoint(actors, run_dir, step)
+                if validation and (step % config.train.validate_every == 0 or step == config.train.steps):
+                    with clock("validation"):
+                        metrics |= await validation.measure(actors, step)
                 decodes = {"cache/decodes": float(sum(await actors.embedders.broadcast("decodes")))}
                 sink.log(step, rollout_metrics(groups) | metrics | decodes | clock.metrics())
+            if validation:
+                summary = validation.summarise(config.train.steps, time.perf_counter() - start)
+                console.print(
+                    "validation accuracy {accuracy/before:.2f} before, {accuracy/after:.2f} after; "
+                    "{accuracy/uniform:.2f} with uniform frames and the MLLM as it was".format_map(summary)
+                )
 
         # A task, so that the frames it shows never pass through this process.
         await ray.remote(num_cpus=0)(report_run).remote(run_dir, config.data, config.frames)
@@ -156,7 +172,7 @@ def leave_out(
 ) -> list[Question]:
     """The questions whose videos are there; the others go to `left_out.jsonl` with their reasons.
 
-    Raises UserError when none is left.
+    Raises UserError when none is left of some.
     """
     lost = [question for question in questions if question.video in unreadable]
     if lost:
@@ -169,7 +185,7 @@ def leave_out(
         console.print(
             f"{len(lost)} of {len(questions)} questions left out; all reasons in {run_dir / 'left_out.jsonl'}"
         )
-    if len(lost) == len(questions):
+    if lost and len(lost) == len(questions):
         raise UserError(f"no question is left: none of their videos can be read; see {run_dir / 'left_out.jsonl'}")
     return [question for question in questions if question.video not in unreadable]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -93,6 +94,8 @@ class SamplerConfig(LearnerConfig):
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Constant AdamW learning rate."""
+    checkpoint: Path | None = None
+    """Folder of a sampler to start from, `checkpoints/step-N/sampler` of a run (stage 1's); empty: a fresh one."""
     channels: tuple[int, ...] = (64, 128, 256)
     """Channels of the U-Net's levels, top to bottom; the default has about 2M parameters (paper)."""
     log_prob: Literal["plackett_luce", "independent"] = "plackett_luce"

@@ -2,7 +2,7 @@
 
 Invariants: it trains on the token ids the engine sampled, never on re-tokenised text; pixels come from the frame cache
 through the same processor call as the engine's and take the places the engine gave them in the prompt (a visual token that
-the model itself wrote is a word like any other); positions are passed explicitly (`learners/positions.py`); turns are packed
+the model itself wrote is a word like any other); positions are passed explicitly (`services/positions.py`); turns are packed
 without padding (`learners/packing.py`). In one round all ranks run the same modules equally often (vision tower, logit chunks),
 whatever their samples hold: under ZeRO-3 they would hang otherwise.
 
@@ -26,11 +26,11 @@ from learners.credit import PolicySample
 from learners.mllm import PolicyNetwork, count_chunks, load_mllm
 from learners.objectives import clipped_policy_loss, importance_weights, kl_estimate, sequence_log_ratio
 from learners.packing import Family, plan_families, spans
-from learners.positions import mrope_positions, seconds_per_grid
 from learners.rank import LearnerRank, Published, plan_micro_batches
 from services.config import DataConfig, FramesConfig
 from services.errors import TrainingError
 from services.frames import FrameCache, read_visual
+from services.positions import mrope_positions, seconds_per_grid
 from services.vision import FrameProcessor
 from services.weights import POLICY
 

@@ -38,7 +38,7 @@ class SamplerLearner(LearnerRank):
     def build(self) -> torch.nn.Module:
         from learners.unet import make_sampler  # RLlib: seconds and memory that the driver is spared
 
-        return make_sampler(self.config.channels, self._seed)
+        return make_sampler(self.config.channels, self._seed, self.config.checkpoint)
 
     def publishable(self) -> list[Published]:
         return [Published(name, parameter) for name, parameter in self.engine.module.named_parameters()]

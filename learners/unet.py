@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
+from services.errors import UserError
 from services.schema import MAX_QUERIES
 
 INPUT_CHANNELS = 3 * MAX_QUERIES
@@ -129,18 +131,27 @@ class UNetSampler(TorchRLModule):
         self.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()}, strict=True)
 
 
-def make_sampler(channels: Sequence[int], seed: int) -> UNetSampler:
-    """A fresh network on the CPU whose weights `seed` alone decides; no global random state changes.
+def make_sampler(channels: Sequence[int], seed: int, checkpoint: Path | None = None) -> UNetSampler:
+    """A network on the CPU: with the weights of `checkpoint`, or fresh ones that `seed` alone decides; no global random state
+    changes. UserError when the checkpoint is one of other channels.
 
     The spaces RLlib asks for are per frame: 4 cosines seen, drawn or not.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return UNetSampler(
+        network = UNetSampler(
             observation_space=gym.spaces.Sequence(gym.spaces.Box(-1.0, 1.0, (MAX_QUERIES,), np.float32)),
             action_space=gym.spaces.Sequence(gym.spaces.Discrete(2)),
             model_config={"channels": [int(c) for c in channels]},
         )
+        if checkpoint is not None:
+            try:
+                network.restore_from_path(checkpoint)
+            except RuntimeError as error:
+                raise UserError(
+                    f"sampler.checkpoint: {checkpoint} is no sampler of {list(channels)} channels"
+                ) from error
+    return network
 
 
 def collate(similarities: Sequence[np.ndarray]) -> dict[str, Tensor]:

@@ -30,6 +30,9 @@ class DataConfig(Section):
 
     questions: Path | None = None
     """Training questions, in any form that `msjoe questions` recognises (`docs/data.md`). Empty: those of the toy world."""
+    validation: Path | None = None
+    """Held-out questions, answered without sampling before, during and after training. Empty: those of the toy world, where
+    `questions` are the toy world's too."""
     video_root: Path | None = None
     """Folder that relative video paths start from. Empty: the folder of the questions file."""
     min_pass_rate: float = Field(default=0.0, ge=0, le=1)
@@ -71,29 +74,49 @@ class FramesConfig(Section):
     token), or `images`, each behind its second."""
     preview_tokens_per_frame: int = Field(default=32, ge=1)
     """Largest number of visual tokens of a preview frame in the query turn (paper: 32)."""
+    previews: bool = True
+    """Show the query turn K // 2 uniform preview frames (paper); without, it sees the text alone (the paper's ablation)."""
 
     @property
-    def previews(self) -> int:
-        """Uniform preview frames of the query turn: K // 2 (paper)."""
-        return self.budget // 2
+    def num_previews(self) -> int:
+        """Uniform preview frames of the query turn."""
+        return self.budget // 2 if self.previews else 0
 
 
 class ToyWorldConfig(Section):
-    """The miniature world made by `msjoe toyworld`: videos, questions, a small CLIP and a small Qwen2.5-VL."""
+    """The miniature world made by `msjoe toyworld`: videos and questions about them (`docs/toyworld.md`)."""
 
     seed: int = 0
     """Decides everything in the world; another seed is another world."""
-    videos: int = Field(default=16, ge=1)
-    """How many videos."""
-    questions_per_video: int = Field(default=2, ge=1)
-    """How many questions each."""
-    min_seconds: int = Field(default=60, ge=1)
+    videos: int = Field(default=48, ge=1)
+    """How many videos to train on."""
+    held_out_videos: int = Field(default=12, ge=0)
+    """How many further videos each of the validation and the test split have."""
+    questions_per_video: int = Field(default=4, ge=1, le=8)
+    """How many questions each; of 8, nearly all that is shown is asked about."""
+    min_seconds: int = Field(default=120, ge=30)
     """Length of the shortest video, seconds."""
-    max_seconds: int = Field(default=300, ge=1)
+    max_seconds: int = Field(default=600, ge=30)
     """Length of the longest video, seconds. `msjoe toyworld --hours H` makes four of H hours."""
+    needle_seconds: int = Field(default=4, ge=1, le=8)
+    """What a question asks about is visible for 1 to that many seconds."""
+    unequal: int = Field(default=20, ge=1)
+    """Of a question's two moments one is that many times as long as the other (at most a quarter of the video)."""
+    aliases: float = Field(default=1.0, ge=0, le=1)
+    """Share of names in questions that CLIP never saw: other words, categories, descriptions."""
+    look_alikes: int = Field(default=2, ge=0, le=4)
+    """Moments that share the shape or the colour with a thing that is asked for by both."""
+    temporal: float = Field(default=0.15, ge=0, le=1)
+    """Share of questions about what comes right after something."""
+    two_moments: float = Field(default=0.15, ge=0, le=1)
+    """Share of questions that need two moments of unequal length."""
+    easy: float = Field(default=0.15, ge=0, le=1)
+    """Share of questions about what most of the video shows: any few frames answer them."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> ToyWorldConfig:
+    def _possible(self) -> ToyWorldConfig:
         if self.min_seconds > self.max_seconds:
             raise ValueError(f"min_seconds {self.min_seconds} is above max_seconds {self.max_seconds}")
+        if self.temporal + self.two_moments + self.easy > 1:
+            raise ValueError("temporal, two_moments and easy are shares: together at most 1")
         return self

@@ -47,7 +47,7 @@ class MetricsSink:
         self._progress.start()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log `metrics` (names like `reward/total`, values in the unit the name implies) of step 1…total_steps."""
+        """Log `metrics` (names like `reward/total`, values in the unit the name implies) of a step; 0 is before the first."""
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         jsonl.append(self._run_dir / FILE, [{"step": step, **finite}])
@@ -102,6 +102,7 @@ def format_line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
         f"{reward} ({terms})" if reward and terms else reward,
         policy and f"policy {policy}",
         sampler and f"sampler {sampler}",
+        part(("validation/accuracy", "validation acc {:.2f}")),
         part(("timing/step", "{:.1f} s")),
     ]
     return "  ".join(column for column in columns if column)

@@ -15,10 +15,13 @@ import numpy as np
 from services import jsonl
 from services.schema import Group, Question, Trajectory
 
-FILE = "trajectories.jsonl"
+FILE, VALIDATION = "trajectories.jsonl", "validation.jsonl"
+"""Of training, and of the held-out questions."""
 
 
-def write_trajectories(run_dir: Path, step: int, groups: Sequence[Group], similarity_questions: int = 4) -> None:
+def write_trajectories(
+    run_dir: Path, step: int, groups: Sequence[Group], similarity_questions: int = 4, file: str = FILE
+) -> None:
     """Append the trajectories of one step.
 
     The first trajectory of `similarity_questions` questions keeps its similarity rows: of those whose ids sort first, so
@@ -30,12 +33,12 @@ def write_trajectories(run_dir: Path, step: int, groups: Sequence[Group], simila
         for group in groups
         for place, trajectory in enumerate(group.trajectories)
     ]
-    jsonl.append(run_dir / FILE, rows)
+    jsonl.append(run_dir / file, rows)
 
 
-def read_trajectories(run_dir: Path) -> Iterator[dict[str, Any]]:
+def read_trajectories(run_dir: Path, file: str = FILE) -> Iterator[dict[str, Any]]:
     """The rows in the order they were written, one at a time; none when the run wrote none."""
-    return jsonl.read(run_dir / FILE)
+    return jsonl.read(run_dir / file)
 
 
 def _row(step: int, question: Question, trajectory: Trajectory, similarity: bool) -> dict[str, Any]:

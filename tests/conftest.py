@@ -49,6 +49,8 @@ def toy_overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [
         f"--data.cache={cache}",
         "--toyworld.videos=3",
+        "--toyworld.held_out_videos=1",
+        "--toyworld.questions_per_video=2",
         "--toyworld.min_seconds=30",
         "--toyworld.max_seconds=60",
         "--train.questions_per_step=3",

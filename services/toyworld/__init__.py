@@ -1,28 +1,26 @@
-"""The miniature world: videos, questions about them, a small CLIP and a small MLLM, all in public formats.
+"""The miniature world: videos and questions about them, made from a seed, and the small CLIP and MLLM that ship for it.
 
-Invariants: a world is decided by its config and by the prompts and length of the MLLM's warm-up, and made once: it is
-built in a temporary sibling and appears under its final name complete or not at all, however many makers run at once.
+Invariants: a world is decided by its config alone, and made once: it is built in a temporary sibling and appears under its
+final name complete or not at all, however many makers run at once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from services.config import ToyWorldConfig
-from services.schema import Question
 
-_VERSION = "v1"
-_WARMUP_STEPS = 140
-"""About 30 seconds on one core; gives the format to about four replies in five at temperature 1."""
-_SAMPLE = Question("", "", "What colour is the star?", ("red", "green", "blue", "white"), "A")
+_VERSION = "v2"
+MODELS = Path(__file__).parent / "models"
+"""The shipped models: `clip` in open_clip's folder format, `mllm` in Hugging Face's. Their README says how they were made."""
+Progress = Callable[[str, int, int], None]
+"""Called with a part, what is done of it and its total."""
 
 
 @dataclass(frozen=True)
@@ -33,53 +31,38 @@ class ToyWorld:
 
     @property
     def questions(self) -> Path:
-        """Training format as JSONL; `questions.parquet` beside it holds the same rows."""
-        return self.root / "questions.jsonl"
+        """Those to train on, in the training format as JSONL; `train.parquet` beside it holds the same rows."""
+        return self.split("train")
+
+    def split(self, name: str) -> Path:
+        """The questions of `train`, `validation` or `test`."""
+        return self.root / f"{name}.jsonl"
+
+    @property
+    def validation(self) -> Path | None:
+        """Those to validate on; None in a world that holds no videos out."""
+        held_out = self.split("validation")
+        return held_out if held_out.stat().st_size else None
 
     @property
     def videos(self) -> Path:
         """Folder of the MP4 files; the questions' paths are relative to `root`."""
         return self.root / "videos"
 
-    @property
-    def clip(self) -> Path:
-        """open_clip folder: `local-dir:<clip>`."""
-        return self.root / "clip"
 
-    @property
-    def mllm(self) -> Path:
-        """Hugging Face folder."""
-        return self.root / "mllm"
-
-
-def make_toy_world(
-    config: ToyWorldConfig,
-    root: Path,
-    query_prompt: Callable[[Question], list[dict[str, Any]]],
-    answer_prompt: Callable[[Question], list[dict[str, Any]]],
-    *,
-    warmup_steps: int = _WARMUP_STEPS,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> ToyWorld:
-    """The toy world of this config under `root/toyworld/`, made unless it is there.
-
-    Args:
-        query_prompt, answer_prompt: chat messages of the two turns, which the MLLM's warm-up replies to.
-        warmup_steps: optimiser steps of that warm-up.
-        progress: called with a part ("videos", "clip", "mllm"), what is done and the total.
-
-    Raises:
-        UserError: a config that no world can follow.
-    """
-    decided_by = [config.model_dump(), query_prompt(_SAMPLE), answer_prompt(_SAMPLE), warmup_steps]
-    digest = hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()[:8]
+def make_toy_world(config: ToyWorldConfig, root: Path, progress: Progress) -> ToyWorld:
+    """The toy world of this config under `root/toyworld/`, made unless it is there."""
+    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]
     world = ToyWorld(root / "toyworld" / f"{_VERSION}-seed{config.seed}-{digest}")
     if world.root.is_dir():
         return world
+    from services.toyworld.world import SPLITS, write_split  # a world that exists needs no video encoder
+
     world.root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{world.root.name}.", dir=world.root.parent))
     try:
-        _build(ToyWorld(draft), config, query_prompt, answer_prompt, warmup_steps, progress or _silent)
+        for split in SPLITS:
+            write_split(split, config, draft, progress)
         draft.chmod(0o755)
         os.rename(draft, world.root)
     except OSError:
@@ -88,26 +71,3 @@ def make_toy_world(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return world
-
-
-def _build(
-    world: ToyWorld,
-    config: ToyWorldConfig,
-    query_prompt: Callable[[Question], list[dict[str, Any]]],
-    answer_prompt: Callable[[Question], list[dict[str, Any]]],
-    warmup_steps: int,
-    progress: Callable[[str, int, int], None],
-) -> None:
-    """Write all parts. The imports wait until here: a world that exists needs neither torch nor a video encoder."""
-    from services.toyworld.clip import make_clip
-    from services.toyworld.mllm import corpus, make_mllm
-    from services.toyworld.world import write_videos_and_questions
-
-    write_videos_and_questions(config, world.root, progress)
-    make_clip(world.clip, config.seed, corpus(config.seed, query_prompt, answer_prompt))
-    progress("clip", 1, 1)
-    make_mllm(world.mllm, config.seed, query_prompt, answer_prompt, warmup_steps, progress)
-
-
-def _silent(part: str, done: int, total: int) -> None:
-    """The progress of a maker nobody watches."""

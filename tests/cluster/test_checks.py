@@ -20,6 +20,7 @@ from cluster.connection import connect
 from cluster.train import QuestionStream, collect_step, leave_out
 from services.errors import UserError
 from services.schema import Group, Question
+from services.toyworld import MODELS
 
 
 def with_model(config: Config, folder: Path) -> Config:
@@ -73,7 +74,7 @@ def test_clip_computes_in_bfloat16_where_it_pays(
 
 def test_a_model_nobody_named_stays_unnamed() -> None:
     """`msjoe prepare` with a CLIP alone needs no MLLM, and must not take the current folder for one."""
-    config = resolve(load_config(TOY, []), None)
+    config = resolve(load_config(TOY, []).model_copy(update={"toyworld": None}), None)
     assert (config.policy.model, config.embedder.model) == ("", "")
     check_inputs(config)
 
@@ -107,10 +108,11 @@ def test_paths_become_absolute(toy_config: Config, monkeypatch: pytest.MonkeyPat
     assert toy_config.data.questions is not None
     monkeypatch.chdir(toy_config.data.questions.parent)
     relative = toy_config.model_copy(
-        update={"data": toy_config.data.model_copy(update={"questions": Path("questions.jsonl")})}
+        update={"data": toy_config.data.model_copy(update={"questions": Path("train.jsonl")})}
     )
-    assert resolve(with_model(relative, Path("mllm")), None).policy.model == toy_config.policy.model
     assert resolve(relative, None).data.questions == toy_config.data.questions
+    monkeypatch.chdir(MODELS)
+    assert resolve(with_model(toy_config, Path("mllm")), None).policy.model == toy_config.policy.model
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ class Story:
     """The fixed prompt after the update."""
     second: list[Group]
     second_by_learner: list[np.ndarray]
+    plain: list[Group]
+    """Asked as in the paper's ablations."""
     images: list[Group]
     """Key frames as images behind their seconds, with subtitles between them."""
     images_by_learner: list[np.ndarray]
@@ -80,6 +82,13 @@ def with_images(config: Config) -> Config:
     )
 
 
+def plainly_asked(config: Config) -> Config:
+    """The paper's ablations: no previews, and CLIP asked by the question."""
+    frames = config.frames.model_copy(update={"previews": False})
+    prompts = config.prompts.model_copy(update={"ask_clip": "question"})
+    return config.model_copy(update={"frames": frames, "prompts": prompts})
+
+
 async def tell(config: Config, subtitles: Path) -> Story:
     placement = await Placement.create(plan(config), 120, print)
     fleet = await start(with_images(config), placement)  # whose engine takes both
@@ -88,7 +97,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     questions = load_questions(config)[:3]
     videos, unreadable = await prepare(fleet.embedders, questions, 60, lambda ready, total: ready)
     assert not unreadable
-    collect = collector(fleet, config, videos)
+    collect = collector(fleet, config, videos, config.train.seed)
     video = videos[questions[0].video]
     visual = visual_input(video, uniform_frames(video.num_frames, 8), config.frames.tokens_per_frame)
 
@@ -109,10 +118,12 @@ async def tell(config: Config, subtitles: Path) -> Story:
     second = await collect.collect(questions, 2, draws=2, step=2)
     second_by_learner = await fleet.policy.call("log_probs", turns(second))
     spoken = [replace(questions[0], subtitles=str(subtitles)), questions[1]]
-    images = await collector(fleet, with_images(config), videos).collect(spoken, 2, draws=1, step=2)
+    asked = collector(fleet, plainly_asked(config), videos, config.train.seed)
+    plain = await asked.collect(questions[:1], 1, draws=1, step=2)
+    images = await collector(fleet, with_images(config), videos, config.train.seed).collect(spoken, 2, draws=1, step=2)
     images_by_learner = await fleet.policy.call("log_probs", turns(images))
 
-    vision_only = [(name, 1.5 * tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
+    vision_only = [(name, -tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
     write_bucket(fleet.store, POLICY, 3, 0, vision_only, 60)
     await fleet.store.commit.remote(POLICY, 3)
     await fleet.rollouts.broadcast("pull", 3)
@@ -134,6 +145,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
         updated,
         second,
         second_by_learner,
+        plain,
         images,
         images_by_learner,
         other_vision,
@@ -186,6 +198,15 @@ def test_images_stand_behind_their_seconds_with_subtitles_between(story: Story, 
             assert "<|image_pad|>" not in tokenizer.decode(trajectory.query_turn.prompt_ids.tolist())
 
 
+def test_without_previews_and_with_the_question_as_the_only_query(story: Story) -> None:
+    (group,) = story.plain
+    (trajectory,) = group.trajectories
+    assert trajectory.query_turn.visual is None
+    assert trajectory.query_turn.response_ids.size > 0
+    assert trajectory.queries == (group.question.question,)
+    assert trajectory.selection.similarity.shape[0] == 1
+
+
 def test_draws_share_their_query_turn_and_nothing_else(story: Story) -> None:
     for group in story.second:
         assert [trajectory.index for trajectory in group.trajectories] == [0, 1, 2, 3]
@@ -194,7 +215,7 @@ def test_draws_share_their_query_turn_and_nothing_else(story: Story) -> None:
             assert one.query_turn is other.query_turn
             assert one.selection.draw != other.selection.draw
         first, second = (sample[0].query_turn for sample in group.samples)
-        assert first.response_ids.tolist() != second.response_ids.tolist()
+        assert first is not second
 
 
 def test_identical_weights_sent_again_change_nothing(story: Story) -> None:
@@ -244,4 +265,4 @@ def test_no_pixel_comes_to_the_driver(story: Story) -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_named_and_harms_no_other(story: Story) -> None:
-    assert re.match(r"question toy-.*: the engine refuses the prompt: .*512.*rollout.max_model_len", story.too_long)
+    assert re.match(r"question train-.*: the engine refuses the prompt: .*512.*rollout.max_model_len", story.too_long)

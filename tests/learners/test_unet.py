@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from learners.unet import UNetSampler, collate, features, make_sampler
+from services.errors import UserError
 
 CHANNELS = (8, 16, 24)
 
@@ -110,6 +111,10 @@ def test_checkpoint_round_trip(trained: UNetSampler, tmp_path) -> None:
     batch = collate([rows(4, 23)])
     assert isinstance(restored, UNetSampler)
     assert torch.equal(logits(restored, batch), logits(trained, batch))
+    started = make_sampler(CHANNELS, 5, tmp_path / "sampler")
+    assert torch.equal(logits(started, batch), logits(trained, batch))
+    with pytest.raises(UserError, match=r"sampler\.checkpoint: .*sampler is no sampler of \[8\] channels"):
+        make_sampler((8,), 0, tmp_path / "sampler")
 
 
 def test_state_of_another_network_is_refused(trained: UNetSampler) -> None:

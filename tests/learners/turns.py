@@ -12,8 +12,8 @@ from cluster.checks import load_questions
 from cluster.config import Config
 from cluster.connection import COMMON_ENV
 from learners.credit import PolicySample
-from learners.positions import mrope_positions, seconds_per_grid
 from services.frames import FrameCache, read_visual, visual_input
+from services.positions import mrope_positions, seconds_per_grid
 from services.schema import Turn, VisualInput
 from services.vision import FrameProcessor
 

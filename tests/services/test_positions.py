@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from learners.positions import mrope_positions, seconds_per_grid
+from services.positions import mrope_positions, seconds_per_grid
 
 VISUAL, TOKENS_PER_SECOND = 7, 2
 

@@ -1,0 +1,80 @@
+"""How well the networks answer held-out questions before, during and after training, and the run's summary of it.
+
+Invariants: nothing is sampled, so only the weights decide what is answered; nothing learns from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from actors.prompts import parse_answer
+from actors.selectors import uniform_frames
+from cluster.config import Config
+from cluster.fleet import Fleet, collector
+from services.questions import read_questions
+from services.schema import Group, Question, Trajectory, Video
+from services.toyworld.truth import Truth, read_truth
+from services.trajectories import VALIDATION, write_trajectories
+
+SUMMARY = "summary.json"
+
+
+class Validation:
+    """The held-out questions of a run. `videos`: by the path that questions name them with."""
+
+    def __init__(
+        self, config: Config, videos: Mapping[str, Video], questions: Sequence[Question], run_dir: Path
+    ) -> None:
+        self._config, self._videos, self._questions, self._run_dir = config, videos, questions, run_dir
+        self._truth = read_truth(config.data.validation) if config.data.validation else {}
+        self._accuracy: dict[str, float] = {}
+
+    async def measure(self, actors: Fleet, step: int) -> dict[str, float]:
+        """`validation/…` of the networks as they are after `step`; their trajectories are written to the run's folder."""
+        collect = collector(actors, self._config, self._videos, seed=None).collect
+        groups = await collect(self._questions, 1, 1, step)
+        write_trajectories(self._run_dir, step, groups, file=VALIDATION)
+        metrics = describe(groups, self._truth)
+        if "before" not in self._accuracy:
+            self._accuracy["uniform"] = await self._with_uniform_frames(actors)
+            self._accuracy["before"] = metrics["validation/accuracy"]
+        self._accuracy["after"] = metrics["validation/accuracy"]
+        return metrics
+
+    async def _with_uniform_frames(self, actors: Fleet) -> float:
+        """Accuracy of the MLLM alone: K frames evenly spread, no queries, no sampler."""
+        turns, budget = actors.turns(self._config, self._videos), self._config.frames.budget
+
+        async def is_right(question: Question) -> bool:
+            turn = await turns.answer(question, uniform_frames(self._videos[question.video].num_frames, budget), None)
+            return parse_answer(turn.text, len(question.options))[0] == question.answer
+
+        return float(np.mean(await asyncio.gather(*map(is_right, self._questions))))
+
+    def summarise(self, steps: int, seconds: float) -> dict[str, float]:
+        """Write `summary.json`: accuracies before and after training and with uniform frames, steps, minutes."""
+        accuracy = {f"accuracy/{when}": value for when, value in sorted(self._accuracy.items())}
+        summary = accuracy | {"questions": len(self._questions), "steps": steps, "minutes": round(seconds / 60, 2)}
+        (self._run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        return summary
+
+
+def describe(groups: Sequence[Group], truth: Mapping[str, Truth]) -> dict[str, float]:
+    """Accuracy; where the truth is known also the share of wanted queries asked and of moments that a frame shows."""
+    asked = [(trajectory, group.question) for group in groups for trajectory in group.trajectories]
+    metrics = {"validation/accuracy": float(np.mean([its.letter == question.answer for its, question in asked]))}
+    known: list[tuple[Trajectory, Truth]] = [(its, truth[q.id]) for its, q in asked if q.id in truth]
+    if known:
+        metrics["validation/queries_right"] = float(np.mean([true.asked(its.queries) for its, true in known]))
+        metrics["validation/moments_seen"] = float(np.mean([true.seen(its.selection.frames) for its, true in known]))
+    return metrics
+
+
+def read_held_out(config: Config) -> list[Question]:
+    """The questions of `data.validation`; none when there is none."""
+    return read_questions(config.data.validation, config.data.video_root) if config.data.validation else []

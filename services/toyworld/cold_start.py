@@ -1,0 +1,237 @@
+"""The toy MLLM's cold start: its eyes first, then both turns of the talk.
+
+The vision tower learns to name what each frame shows, by heads that are thrown away; two frames share a temporal patch, and of
+its four visual tokens the first two learn to speak of the first frame, the others of the second. Then it stays as it is, and
+the language model learns the dialogues: over one frame, then over more and more.
+
+Invariants: the seed decides the weights (on a given machine, torch and number of threads); pixels take the processor's and
+positions the engine's own way.
+
+Shape letters: `B` batch, `L` tokens, `P` pairs of frames, `D` hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from services.positions import mrope_positions, seconds_per_grid
+from services.schema import LETTERS
+from services.toyworld.dialogues import ANSWER, Dialogue, PromptBuilder, answers, queries
+from services.toyworld.gallery import Gallery
+from services.toyworld.mllm import HIDDEN, make_config, make_processor, save_mllm
+from services.toyworld.questions import NUM_OPTIONS
+from services.toyworld.words import COLOURS, PLACES, SHAPES
+from services.vision import PROCESSOR_KWARGS
+
+SEE_PAIRS, SEE_LR = 64, 1.5e-3
+TALK_BATCH, TALK_QUERIES, TALK_LR = 48, 8, 2e-3
+"""Dialogues of a step, and how many of them are query turns."""
+STAGES = ((0.08, 1, 1), (0.25, 2, 2), (0.5, 2, 4), (1.0, 4, 8))
+"""Until that share of the steps, answers are given over so many frames."""
+PREVIEWS = 4
+SIDES = {"answer": 56, "query": 28}
+"""Pixels of a frame's sides in each turn."""
+Report = Callable[[float], None]
+
+
+def train_mllm(
+    folder: Path,
+    gallery: Gallery,
+    query_prompt: PromptBuilder,
+    answer_prompt: PromptBuilder,
+    seed: int,
+    steps: Mapping[str, int],
+    taken: Mapping[str, int],
+    report: Callable[[str, float], None],
+) -> None:
+    """Write tokenizer, processor and the model. Of each part, `sight` and `talk`: the steps of its schedule, and how
+    many of them are taken; `report` hears the part and the loss of every one."""
+    processor = make_processor(corpus(seed, query_prompt, answer_prompt), phrases(query_prompt, answer_prompt))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(make_config(processor.tokenizer))
+        rng = np.random.default_rng([seed, 3])
+        see, talk = ((steps[part], taken[part], partial(report, part)) for part in ("sight", "talk"))
+        _learn_to_see(model, processor, gallery, rng, *see)
+        _learn_to_talk(model, processor, gallery, _batches(rng, query_prompt, answer_prompt, talk[0]), rng, *talk)
+    save_mllm(folder, model, processor)
+
+
+def corpus(seed: int, query_prompt: PromptBuilder, answer_prompt: PromptBuilder) -> Iterator[str]:
+    """Texts that tokenizers of this world are trained on: the two turns' prompts and replies."""
+    rng = np.random.default_rng([seed, 4])
+    for turns in (queries(rng, query_prompt, 0), answers(rng, answer_prompt, 1, 1)):
+        for _, turn in zip(range(1000), turns, strict=False):
+            yield _text(turn.messages)
+            yield turn.reply
+    yield "system\nuser\nassistant\n"
+
+
+def phrases(*prompts: PromptBuilder) -> list[str]:
+    """What is the same in all prompts of a turn, before and behind the question; the tags of the replies; every option with its
+    letter, and the same named in a reply: which letter stands for what is then learnt ten times sooner."""
+    found = ["You are a helpful assistant.", "<query>", "</query>", "</answer>"]
+    for value in (*SHAPES, *COLOURS, *PLACES):
+        found += [f"{letter}. {value}" for letter in LETTERS[:NUM_OPTIONS]]
+        found += [f" {value}{ANSWER}"]
+    found += [f" {shape} {verb}" for shape in SHAPES for verb in ("is", "comes")]
+    found += [f" {colour} shape is" for colour in COLOURS]
+    for prompt in prompts:
+        turns = queries(np.random.default_rng(0), prompt, 0)
+        texts = [_text(turn.messages) for _, turn in zip(range(50), turns, strict=False)]
+        before = _shared_start(texts).rpartition("\n")[0]
+        behind = _shared_start([text[::-1] for text in texts])[::-1].partition("\n")[2]
+        found += [phrase for phrase in (before, behind) if phrase]
+    return found
+
+
+def _shared_start(texts: Sequence[str]) -> str:
+    return "".join(each[0] for each in takewhile(lambda each: len(set(each)) == 1, zip(*texts, strict=False)))
+
+
+def _text(messages: Sequence[dict[str, Any]]) -> str:
+    return "".join(part["text"] for message in messages for part in message["content"] if part["type"] == "text")
+
+
+def _learn_to_see(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    gallery: Gallery,
+    rng: np.random.Generator,
+    steps: int,
+    stop: int,
+    report: Report,
+) -> None:
+    """Name shape, colour and place of each frame, from each of its visual tokens."""
+    looks = [
+        [SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), list(PLACES).index(thing.place)]
+        for thing in gallery.things
+    ]
+    looks_N3 = torch.tensor(looks)
+    heads = torch.nn.ModuleList(torch.nn.Linear(HIDDEN, len(names)) for names in (SHAPES, COLOURS, PLACES))
+    parameters = [*model.model.visual.parameters(), *heads.parameters()]
+    optimizer, schedule = _optimizer(parameters, SEE_LR, steps)
+    for _ in range(stop):
+        things = rng.integers(len(gallery.things), size=2 * SEE_PAIRS)
+        tokens = _see(model, processor, gallery.pictures(things, SIDES["answer"], rng))
+        tokens_F2D = tokens.reshape(2 * SEE_PAIRS, 2, HIDDEN)  # a pair's rows of tokens: first frame, second frame
+        targets_F23 = looks_N3[things][:, None].expand(-1, 2, -1)
+        loss = torch.stack(
+            [
+                cross_entropy(head(tokens_F2D).flatten(0, 1), targets_F23[..., n].flatten())
+                for n, head in enumerate(heads)
+            ]
+        ).sum()
+        _step(loss, parameters, optimizer, schedule)
+        report(loss.item())
+    model.model.visual.requires_grad_(False)
+
+
+def _see(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, frames: np.ndarray) -> Tensor:
+    """Visual tokens [n, D] of an even number of frames, two to a temporal patch."""
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    inputs = processor.video_processor(videos=[pixels], return_tensors="pt", **PROCESSOR_KWARGS)
+    return model.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"]).pooler_output
+
+
+def _batches(
+    rng: np.random.Generator, query_prompt: PromptBuilder, answer_prompt: PromptBuilder, steps: int
+) -> Iterator[dict[str, list[Dialogue]]]:
+    """The dialogues of each step, by turn."""
+    asks = queries(rng, query_prompt, PREVIEWS)
+    replies = {until: answers(rng, answer_prompt, fewest, most) for until, fewest, most in STAGES}
+    for step in range(steps):
+        stage = next(until for until, _, _ in STAGES if step < until * steps)
+        yield {
+            "query": [next(asks) for _ in range(TALK_QUERIES)],
+            "answer": [next(replies[stage]) for _ in range(TALK_BATCH - TALK_QUERIES)],
+        }
+
+
+def _learn_to_talk(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    gallery: Gallery,
+    batches: Iterator[dict[str, list[Dialogue]]],
+    rng: np.random.Generator,
+    steps: int,
+    stop: int,
+    report: Report,
+) -> None:
+    """Minimise the cross-entropy of the replies, end token included."""
+    embed, decoder = model.get_input_embeddings(), model.model.language_model
+    parameters = [*decoder.parameters(), *model.lm_head.parameters()]
+    optimizer, schedule = _optimizer(parameters, TALK_LR, steps)
+    for _, dialogues in zip(range(stop), batches, strict=False):
+        rows = [
+            _row(model, processor, dialogue, SIDES[turn]) for turn, of_turn in dialogues.items() for dialogue in of_turn
+        ]
+        ids_BL, is_reply_BL, positions_3BL = _padded(rows, processor.tokenizer.pad_token_id)
+        x_BLD = embed(ids_BL)
+        with torch.no_grad():
+            seen = [
+                _see(model, processor, gallery.pictures(_numbers(gallery, of_turn), SIDES[turn], rng))
+                for turn, of_turn in dialogues.items()
+            ]
+        x_BLD[ids_BL == model.config.video_token_id] = torch.cat(seen)
+        hidden_BLD = decoder(inputs_embeds=x_BLD, position_ids=positions_3BL, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden_BLD[:, :-1][is_reply_BL[:, 1:]])
+        loss = cross_entropy(logits, ids_BL[:, 1:][is_reply_BL[:, 1:]])
+        _step(loss, parameters, optimizer, schedule)
+        report(loss.item())
+
+
+def _numbers(gallery: Gallery, dialogues: Sequence[Dialogue]) -> np.ndarray:
+    """The frames of all dialogues one after the other, the last of an odd number twice, as the processor has it."""
+    frames = [(*one.shown, *one.shown[-1:] * (len(one.shown) % 2)) for one in dialogues]
+    return np.array([gallery.number(thing) for shown in frames for thing in shown])
+
+
+def _row(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, dialogue: Dialogue, side: int
+) -> tuple[list[int], int, np.ndarray]:
+    """Token ids of prompt and reply, where the reply starts, and positions [3, L]."""
+    tokenizer, vision = processor.tokenizer, model.model.visual.config
+    grid = ((len(dialogue.shown) + 1) // 2, side // 28, side // 28)
+    prompt = processor.apply_chat_template(dialogue.messages, add_generation_prompt=True)
+    prompt_ids = tokenizer.encode(prompt.replace("<|video_pad|>", "<|video_pad|>" * int(np.prod(grid))))
+    ids = prompt_ids + tokenizer.encode(dialogue.reply + "<|im_end|>")
+    is_visual = np.array(ids) == model.config.video_token_id
+    seconds = seconds_per_grid(len(dialogue.shown), dialogue.seconds, vision.temporal_patch_size)
+    return ids, len(prompt_ids), mrope_positions(is_visual, [grid], [seconds * vision.tokens_per_second])
+
+
+def _padded(rows: Sequence[tuple[list[int], int, np.ndarray]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids and which of them belong to a reply, both [B, L], and positions [3, B, L]; padded on the right."""
+    length = max(len(ids) for ids, _, _ in rows)
+    ids_BL = torch.full((len(rows), length), pad)
+    is_reply_BL = torch.zeros((len(rows), length), dtype=torch.bool)
+    positions_3BL = torch.zeros((3, len(rows), length), dtype=torch.long)
+    for row, (ids, start, positions) in enumerate(rows):
+        ids_BL[row, : len(ids)] = torch.tensor(ids)
+        is_reply_BL[row, start : len(ids)] = True
+        positions_3BL[:, row, : len(ids)] = torch.from_numpy(positions)
+    return ids_BL, is_reply_BL, positions_3BL
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], peak: float, steps: int) -> tuple[Any, Any]:
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.05)
+
+
+def _step(loss: Tensor, parameters: list[torch.nn.Parameter], optimizer: Any, schedule: Any) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    schedule.step()

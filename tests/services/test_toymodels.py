@@ -1,0 +1,159 @@
+"""The shipped toy models: public formats, what they can and cannot do, and a recipe that still makes them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from actors.prompts import answer_messages, parse_answer, parse_queries, query_messages
+from services.toyworld import MODELS, dialogues
+from services.toyworld.dialogues import Dialogue, answers, queries
+from services.toyworld.gallery import Gallery
+from services.toyworld.questions import Asked
+from services.toyworld.recipe import train_models
+from services.toyworld.truth import Truth
+from services.toyworld.words import ALIASES, COLOURS, SHAPES, caption
+from services.vision import PROCESSOR_KWARGS
+
+QUERY_PROMPT = partial(query_messages, show_options=True, max_queries=4)
+
+
+@pytest.fixture(scope="module")
+def gallery() -> Gallery:
+    """Pictures that no model has seen."""
+    return Gallery(2, seed=1234)
+
+
+@pytest.fixture(scope="module")
+def mllm() -> tuple[object, object]:
+    return (
+        AutoProcessor.from_pretrained(MODELS / "mllm"),
+        AutoModelForImageTextToText.from_pretrained(MODELS / "mllm", dtype=torch.float32).eval(),
+    )
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """The questions behind the dialogues, in their order."""
+    found: list[Asked] = []
+
+    def remembered(*arguments: object) -> Asked:
+        found.append(ask(*arguments))
+        return found[-1]
+
+    ask = dialogues.ask
+    monkeypatch.setattr(dialogues, "ask", remembered)
+    return found
+
+
+def reply_to(
+    dialogue: Dialogue, side: int, gallery: Gallery, mllm: tuple[object, object], sampled: bool = False
+) -> str:
+    """By transformers alone."""
+    processor, model = mllm
+    prompt = processor.apply_chat_template(dialogue.messages, add_generation_prompt=True)
+    things = np.array([gallery.number(thing) for thing in dialogue.shown])
+    video = torch.from_numpy(gallery.pictures(things, side, np.random.default_rng(0))).permute(0, 3, 1, 2)
+    inputs = processor(text=[prompt], videos=[video], return_tensors="pt", **PROCESSOR_KWARGS)
+    with torch.no_grad():
+        reply = model.generate(**inputs, do_sample=sampled, temperature=1.0, top_k=0, max_new_tokens=48)
+    return processor.tokenizer.decode(reply[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_the_models_are_small() -> None:
+    assert sum(path.stat().st_size for path in MODELS.rglob("*")) < 16 * 2**20
+
+
+def test_chat_template_is_qwens(mllm: tuple[object, object]) -> None:
+    processor, _ = mllm
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What is it?"}]}]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>What is it?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    spoken = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    assert processor.apply_chat_template(spoken) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    )
+    text = "Reason. <query>ünusual wörds</query>\n7 < 8"
+    assert processor.tokenizer.decode(processor.tokenizer.encode(text)) == text
+
+
+def test_clip_finds_things_by_captions_and_not_by_other_words(gallery: Gallery) -> None:
+    name = f"local-dir:{MODELS / 'clip'}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    pictures = gallery.pictures(np.arange(len(gallery.things)), 56, np.random.default_rng(0))
+    with torch.no_grad():
+        images = model.eval().encode_image(
+            torch.stack([preprocess(Image.fromarray(picture)) for picture in pictures]), normalize=True
+        )
+
+        def precision(texts: list[str], words: list[str]) -> float:
+            """Of the ten most similar pictures, how many show what the word means."""
+            similarity = model.encode_text(tokenizer(texts), normalize=True) @ images.T
+            hits = [
+                word in (gallery.things[place].shape, gallery.things[place].colour)
+                for word, row in zip(words, similarity, strict=True)
+                for place in row.topk(10).indices
+            ]
+            return float(np.mean(hits))
+
+        plain = [caption(shape) for shape in SHAPES] + [caption(colour=colour) for colour in COLOURS]
+        assert precision(plain, [*SHAPES, *COLOURS]) > 0.95
+        assert precision([f"a {of_word[0]}" for of_word in ALIASES.values()], list(ALIASES)) < 0.3
+
+
+def test_mllm_reads_the_right_frames(gallery: Gallery, mllm: tuple[object, object], asked: list[Asked]) -> None:
+    right, kept = defaultdict(list), []
+    turns = seen(answers(np.random.default_rng(0), answer_messages, 8, 8), asked)
+    for turn in islice(turns, 100):
+        letter, formatted = parse_answer(reply_to(turn, 56, gallery, mllm), 4)
+        kept.append(formatted)
+        right[asked[-1].kind].append(letter == asked[-1].answer)
+    assert np.mean(kept) >= 0.97
+    means = {kind: np.mean(of_kind) for kind, of_kind in right.items()}
+    assert min(means["colour"], means["shape"]) >= 0.9, means
+    assert means["place"] >= 0.5, means
+    assert min(means["after"], means["both"]) >= 0.3, means
+
+
+def seen(turns: Iterator[Dialogue], asked: list[Asked]) -> Iterator[Dialogue]:
+    """Those that show what is asked about."""
+    for turn in turns:
+        if set(asked[-1].moments) <= set(turn.shown):
+            yield turn
+
+
+def test_mllm_asks_the_right_queries_only_sometimes(
+    gallery: Gallery, mllm: tuple[object, object], asked: list[Asked]
+) -> None:
+    torch.manual_seed(0)
+    right = []
+    for turn in islice(queries(np.random.default_rng(0), QUERY_PROMPT, 4), 60):
+        written, formatted = parse_queries(reply_to(turn, 28, gallery, mllm, sampled=True))
+        right.append(formatted and Truth(asked[-1].wanted, ()).asked(written) == 1.0)
+    assert 0.25 <= np.mean(right) <= 0.65
+
+
+def test_the_recipe_still_makes_them(tmp_path: Path) -> None:
+    """Two steps of every part lose what they lost when the shipped models were made."""
+    expected = json.loads((MODELS / "shortened.json").read_text())
+    losses = train_models(tmp_path / "models", 0, QUERY_PROMPT, answer_messages, lambda *_: None, stop=2)
+    assert losses.keys() == expected.keys() == json.loads((MODELS / "losses.json").read_text()).keys()
+    for part, of_part in losses.items():
+        assert of_part == pytest.approx(expected[part], rel=1e-3), part
+    for name in ("clip/open_clip_config.json", "clip/tokenizer.json", "mllm/config.json", "mllm/tokenizer.json"):
+        assert (tmp_path / "models" / name).read_bytes() == (MODELS / name).read_bytes()
