@@ -45,7 +45,9 @@ def test_the_mllm_learns(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Eight answers are soon known by heart."""
     rows = learn(tmp_path_factory, "--policy.learning_rate=5e-4", "--selector.kind=uniform")
     assert gain(rows, "validation/accuracy") >= 0.3, rows
-    assert max(row.get("policy/mismatch_kl", 0.0) for row in rows) < 1e-3, "it learns from other log-probs than were sampled"
+    assert max(row.get("policy/mismatch_kl", 0.0) for row in rows) < 1e-3, (
+        "it learns from other log-probs than were sampled"
+    )
 
 
 def test_the_sampler_learns(tmp_path_factory: pytest.TempPathFactory) -> None:
