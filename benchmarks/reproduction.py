@@ -175,6 +175,7 @@ def _lines(table: Mapping[str, Any]) -> Iterator[str]:
         minutes = mean(row["minutes"].values())
         full, half = (_points(list(row[frames].values())) for frames in ("K", "K/2"))
         yield f"| {row['title']} | {full} | {half} | {len(row['K'])} | {row['steps']} | {minutes:.1f} |"
+    yield "\n![Right answers of every cell, a dot for each seed](reproduction.svg)"
 
 
 def _points(values: Sequence[float]) -> str:
