@@ -22,7 +22,7 @@ ENV = COMMON_ENV | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 def policy_samples(config: Config) -> tuple[PolicySample, ...]:
     """Eight turns: three that share a prompt and its frames, four uneven ones over other frames, and a long one without any:
-    whatever could set ranks apart."""
+    whatever could set ranks apart. Their log-probs are the MLLM's own, with an engine's error."""
     cache = FrameCache(config.data.cache, config.frames.tokens_per_frame, 60)
     video = cache.prepare(load_questions(config)[0].video)
     cache.close()
@@ -33,7 +33,7 @@ def policy_samples(config: Config) -> tuple[PolicySample, ...]:
         turn = Turn(
             prompt.astype(np.int32),
             rng.integers(20, 300, response).astype(np.int32),
-            rng.normal(-5.7, 0.3, response).astype(np.float32),
+            rng.normal(0, 0.6, response).astype(np.float32),
             text="",
             truncated=False,
             version=0,
@@ -49,6 +49,10 @@ def policy_samples(config: Config) -> tuple[PolicySample, ...]:
         for response in responses:
             add(prompt, response, visual)
     add(rng.integers(20, 300, 9), 391, None)
+    mllm = load_plain(config.policy.model)
+    with torch.no_grad():
+        for sample in samples:
+            sample.turn.log_probs[:] += reference_log_probs(mllm, config, sample).numpy()
     return tuple(samples)
 
 
