@@ -92,7 +92,7 @@ def measure(name: str, half: bool, seed: int, world: ToyWorld, runs: Path) -> No
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
     command = [sys.executable, "-m", "cluster.cli", *arguments(cell, half, seed, world, folder)]
     if start:
-        command += starts_from(run_folder(runs, start, False, seed), trains=FROZEN not in cell.overrides)
+        command += starts_from(run_folder(runs, start, False, seed))
     print(shlex.join(command[2:]), flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.log").open("w") as log:
@@ -117,7 +117,7 @@ def arguments(cell: Cell, half: bool, seed: int, world: ToyWorld, folder: Path) 
     ]
 
 
-def starts_from(run: Path, trains: bool) -> list[str]:
+def starts_from(run: Path) -> list[str]:
     """Overrides for the networks that a run ended with."""
     checkpoint = latest_checkpoint(run)
     assert checkpoint is not None, run

@@ -11,7 +11,7 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cluster.config import Config
@@ -92,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", type=Path)
     report.set_defaults(command=_report)
 
+    _add_data_commands(commands)
+    return parser
+
+
+def _add_data_commands(commands: Any) -> None:
+    """Those about questions and videos. `commands`: argparse's own, whose type has no public name."""
     prepare = commands.add_parser("prepare", help="decode and embed videos ahead of training, only what is missing")
     prepare.add_argument("inputs", nargs="+", type=Path, help="questions files, folders of videos, videos")
     prepare.add_argument("--recipe", type=Path, default=TOY, help="decides frame size and CLIP; fields as in train")
@@ -125,7 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     questions.add_argument("--json", action="store_true", help="one JSON object instead of the page")
     questions.set_defaults(command=_questions)
-    return parser
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> None:

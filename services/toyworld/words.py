@@ -58,10 +58,6 @@ class Thing:
     colour: str
     place: str
 
-    @property
-    def caption(self) -> str:
-        return f"a {self.colour} {self.shape} at the {self.place}"
-
 
 def caption(shape: str = "", colour: str = "") -> str:
     """How CLIP is asked for things of that shape, that colour, or both."""
