@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from rich.progress import (
@@ -44,8 +46,21 @@ def train_models(config: Config, folder: Path) -> None:
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """Called in a child process: neither pixels nor training stay in this one."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent) as child:
         return child.submit(function, *arguments).result()
+
+
+def _end_with_parent() -> None:
+    """A child whose parent was killed does not work on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _make(config: ToyWorldConfig, root: Path) -> ToyWorld:

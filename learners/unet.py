@@ -32,6 +32,9 @@ STD_FLOOR = 1e-3
 
 KERNEL = 5
 
+LOGIT_SCALE = 100.0
+"""Of the head's output. Adam moves a weight by about the learning rate a step; times this, a few steps tell frames apart."""
+
 
 def features(similarity_BQT: Tensor, query_mask_BQ: Tensor, frame_mask_BT: Tensor) -> Tensor:
     """Network input [B, 3Q, T]: each row z-scored over its valid frames, the cosine itself, and 1 where the row exists.
@@ -122,7 +125,7 @@ class UNetSampler(TorchRLModule):
             skip_BCT, mask_B1T = skips.pop()
             up_BCT = x_BCT.repeat_interleave(2, dim=-1) * mask_B1T
             x_BCT = block(merge(torch.cat([up_BCT, skip_BCT], dim=1)) * mask_B1T, mask_B1T)
-        logits_BT = self.head(self.norm(x_BCT, mask_B1T))[:, 0, :num_frames]
+        logits_BT = LOGIT_SCALE * self.head(self.norm(x_BCT, mask_B1T))[:, 0, :num_frames]
         return {"logits": logits_BT.masked_fill(~frame_mask_BT, -torch.inf)}
 
     def set_state(self, state: dict[str, Any]) -> None:

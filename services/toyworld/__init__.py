@@ -16,7 +16,7 @@ from pathlib import Path
 
 from services.config import ToyWorldConfig
 
-_VERSION = "v2"
+_VERSION = "v3"
 MODELS = Path(__file__).parent / "models"
 """The shipped models: `clip` in open_clip's folder format, `mllm` in Hugging Face's. Their README says how they were made."""
 Progress = Callable[[str, int, int], None]

@@ -2,7 +2,8 @@
 
 The vision tower learns to name what each frame shows, by heads that are thrown away; two frames share a temporal patch, and of
 its four visual tokens the first two learn to speak of the first frame, the others of the second. Then it stays as it is, and
-the language model learns the dialogues: over one frame, then over more and more.
+the language model learns the dialogues: over one frame or two, then over more and more. That time has an order it learns by one
+more such head, which asks its middle layer at every frame for the shape before.
 
 Invariants: the seed decides the weights (on a given machine, torch and number of threads); pixels take the processor's and
 positions the engine's own way.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import takewhile
+from itertools import combinations, product, starmap, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,23 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2Tokenizer
 
 from services.positions import mrope_positions, seconds_per_grid
 from services.schema import LETTERS
 from services.toyworld.dialogues import ANSWER, Dialogue, PromptBuilder, answers, queries
 from services.toyworld.gallery import Gallery
 from services.toyworld.mllm import HIDDEN, make_config, make_processor, save_mllm
-from services.toyworld.questions import NUM_OPTIONS
-from services.toyworld.words import COLOURS, PLACES, SHAPES
+from services.toyworld.questions import NUM_OPTIONS, pair
+from services.toyworld.words import COLOURS, PLACES, SHAPES, Thing
 from services.vision import PROCESSOR_KWARGS
 
 SEE_PAIRS, SEE_LR = 64, 1.5e-3
 TALK_BATCH, TALK_QUERIES, TALK_LR = 48, 8, 2e-3
 """Dialogues of a step, and how many of them are query turns."""
-STAGES = ((0.08, 1, 1), (0.25, 2, 2), (0.5, 2, 4), (1.0, 4, 8))
+STAGES = ((0.06, 1, 2), (0.15, 2, 4), (1.0, 4, 8))
 """Until that share of the steps, answers are given over so many frames."""
+THINGS = list(product(COLOURS, SHAPES))
 PREVIEWS = 4
 SIDES = {"answer": 56, "query": 28}
 """Pixels of a frame's sides in each turn."""
@@ -60,6 +62,7 @@ def train_mllm(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(make_config(processor.tokenizer))
+        _add_names(model.get_input_embeddings().weight, processor.tokenizer)
         rng = np.random.default_rng([seed, 3])
         see, talk = ((steps[part], taken[part], partial(report, part)) for part in ("sight", "talk"))
         _learn_to_see(model, processor, gallery, rng, *see)
@@ -81,11 +84,11 @@ def phrases(*prompts: PromptBuilder) -> list[str]:
     """What is the same in all prompts of a turn, before and behind the question; the tags of the replies; every option with its
     letter, and the same named in a reply: which letter stands for what is then learnt ten times sooner."""
     found = ["You are a helpful assistant.", "<query>", "</query>", "</answer>"]
-    for value in (*SHAPES, *COLOURS, *PLACES):
+    for value in (*SHAPES, *COLOURS, *PLACES, *starmap(pair, combinations(COLOURS, 2))):
         found += [f"{letter}. {value}" for letter in LETTERS[:NUM_OPTIONS]]
         found += [f" {value}{ANSWER}"]
     found += [f" {shape} {verb}" for shape in SHAPES for verb in ("is", "comes")]
-    found += [f" {colour} shape is" for colour in COLOURS]
+    found += [f" {colour} shape is" for colour in COLOURS] + [f" {colour} {shape} is" for colour, shape in THINGS]
     for prompt in prompts:
         turns = queries(np.random.default_rng(0), prompt, 0)
         texts = [_text(turn.messages) for _, turn in zip(range(50), turns, strict=False)]
@@ -93,6 +96,14 @@ def phrases(*prompts: PromptBuilder) -> list[str]:
         behind = _shared_start([text[::-1] for text in texts])[::-1].partition("\n")[2]
         found += [phrase for phrase in (before, behind) if phrase]
     return found
+
+
+@torch.no_grad()
+def _add_names(embeddings_VD: Tensor, tokenizer: Qwen2Tokenizer) -> None:
+    """To the embedding of ` red ring is` add those of ` red` and ` ring`: what is known of these holds for all their pairs."""
+    for colour, shape in THINGS:
+        names = tokenizer.encode(f" {colour} {shape}")
+        embeddings_VD[tokenizer.convert_tokens_to_ids(f" {colour} {shape} is")] += embeddings_VD[names].sum(0)
 
 
 def _shared_start(texts: Sequence[str]) -> str:
@@ -112,23 +123,24 @@ def _learn_to_see(
     stop: int,
     report: Report,
 ) -> None:
-    """Name shape, colour and place of each frame, from each of its visual tokens."""
+    """Name shape, colour and place of each frame, and which of its pair it is, from each of its visual tokens."""
     looks = [
         [SHAPES.index(thing.shape), list(COLOURS).index(thing.colour), list(PLACES).index(thing.place)]
         for thing in gallery.things
     ]
     looks_N3 = torch.tensor(looks)
-    heads = torch.nn.ModuleList(torch.nn.Linear(HIDDEN, len(names)) for names in (SHAPES, COLOURS, PLACES))
+    heads = torch.nn.ModuleList(torch.nn.Linear(HIDDEN, len(names)) for names in (SHAPES, COLOURS, PLACES, "01"))
+    of_pair_F1 = torch.arange(2 * SEE_PAIRS)[:, None] % 2
     parameters = [*model.model.visual.parameters(), *heads.parameters()]
     optimizer, schedule = _optimizer(parameters, SEE_LR, steps)
     for _ in range(stop):
         things = rng.integers(len(gallery.things), size=2 * SEE_PAIRS)
         tokens = _see(model, processor, gallery.pictures(things, SIDES["answer"], rng))
         tokens_F2D = tokens.reshape(2 * SEE_PAIRS, 2, HIDDEN)  # a pair's rows of tokens: first frame, second frame
-        targets_F23 = looks_N3[things][:, None].expand(-1, 2, -1)
+        targets_F24 = torch.cat([looks_N3[things], of_pair_F1], dim=1)[:, None].expand(-1, 2, -1)
         loss = torch.stack(
             [
-                cross_entropy(head(tokens_F2D).flatten(0, 1), targets_F23[..., n].flatten())
+                cross_entropy(head(tokens_F2D).flatten(0, 1), targets_F24[..., n].flatten())
                 for n, head in enumerate(heads)
             ]
         ).sum()
@@ -168,9 +180,10 @@ def _learn_to_talk(
     stop: int,
     report: Report,
 ) -> None:
-    """Minimise the cross-entropy of the replies, end token included."""
+    """Minimise the cross-entropy of the replies, end token included, and that of every frame's shape before."""
     embed, decoder = model.get_input_embeddings(), model.model.language_model
-    parameters = [*decoder.parameters(), *model.lm_head.parameters()]
+    head = torch.nn.Linear(HIDDEN, len(SHAPES))
+    parameters = [*decoder.parameters(), *model.lm_head.parameters(), *head.parameters()]
     optimizer, schedule = _optimizer(parameters, TALK_LR, steps)
     for _, dialogues in zip(range(stop), batches, strict=False):
         rows = [
@@ -183,18 +196,31 @@ def _learn_to_talk(
                 _see(model, processor, gallery.pictures(_numbers(gallery, of_turn), SIDES[turn], rng))
                 for turn, of_turn in dialogues.items()
             ]
-        x_BLD[ids_BL == model.config.video_token_id] = torch.cat(seen)
-        hidden_BLD = decoder(inputs_embeds=x_BLD, position_ids=positions_3BL, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden_BLD[:, :-1][is_reply_BL[:, 1:]])
+        is_visual_BL = ids_BL == model.config.video_token_id
+        x_BLD[is_visual_BL] = torch.cat(seen)
+        output = decoder(inputs_embeds=x_BLD, position_ids=positions_3BL, use_cache=False, output_hidden_states=True)
+        logits = model.lm_head(output.last_hidden_state[:, :-1][is_reply_BL[:, 1:]])
         loss = cross_entropy(logits, ids_BL[:, 1:][is_reply_BL[:, 1:]])
-        _step(loss, parameters, optimizer, schedule)
+        middle = output.hidden_states[len(decoder.layers) // 2][is_visual_BL][-len(seen[-1]) :]  # of the answer turns
+        before = _shapes_before(dialogues["answer"]).repeat_interleave(2)  # two tokens a frame
+        _step(loss + cross_entropy(head(middle), before), parameters, optimizer, schedule)
         report(loss.item())
 
 
+def _frames(dialogue: Dialogue) -> tuple[Thing, ...]:
+    """The last of an odd number twice, as the processor has it."""
+    return (*dialogue.shown, *dialogue.shown[-1:] * (len(dialogue.shown) % 2))
+
+
 def _numbers(gallery: Gallery, dialogues: Sequence[Dialogue]) -> np.ndarray:
-    """The frames of all dialogues one after the other, the last of an odd number twice, as the processor has it."""
-    frames = [(*one.shown, *one.shown[-1:] * (len(one.shown) % 2)) for one in dialogues]
-    return np.array([gallery.number(thing) for shown in frames for thing in shown])
+    """The frames of all dialogues one after the other."""
+    return np.array([gallery.number(thing) for dialogue in dialogues for thing in _frames(dialogue)])
+
+
+def _shapes_before(dialogues: Sequence[Dialogue]) -> Tensor:
+    """Number of the shape in the frame before, of each of these frames; -100, which no loss counts, where there is none."""
+    shapes = [[SHAPES.index(thing.shape) for thing in _frames(dialogue)] for dialogue in dialogues]
+    return torch.tensor([before for of_one in shapes for before in (-100, *of_one[:-1])])
 
 
 def _row(

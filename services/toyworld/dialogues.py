@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from services.schema import LETTERS, Question
-from services.toyworld.questions import NUM_OPTIONS, RESERVES, Asked, Palette, ask, look_alikes
+from services.toyworld.questions import NUM_OPTIONS, Asked, Palette, ask, look_alikes
 from services.toyworld.words import ALIASES, COLOURS, SHAPES, Thing
 
 PromptBuilder = Callable[[Question], list[dict[str, Any]]]
 """The chat messages of one turn."""
 LEAST, MOST = 0.15, 0.95
 """Lowest and highest rate at which a name is understood."""
+SHARES = {"colour": 0.14, "shape": 0.18, "place": 0.18, "after": 0.3, "both": 0.2}
+"""Of the kinds of questions: more of what is harder to learn."""
 UNSEEN = 0.1
 """Share of answers whose moments are not shown."""
 ANSWER = ": <answer>"
@@ -78,7 +80,7 @@ _UNDERSTOOD = understood()
 
 def _asked(rng: np.random.Generator) -> tuple[Asked, Palette]:
     palette = Palette(rng)
-    kind = list(RESERVES)[rng.integers(len(RESERVES))]
+    kind = str(rng.choice(list(SHARES), p=list(SHARES.values())))
     return ask(kind, palette.reserve(kind), palette, 0.9, LETTERS[rng.integers(NUM_OPTIONS)], rng), palette
 
 
@@ -106,7 +108,8 @@ def _answer(asked: Asked, place: int) -> str:
     """The reply that means the option at `place`: what is looked for by CLIP's words, what is seen, and the letter."""
     option = asked.options[place]
     if asked.kind == "both":
-        one, two = (f"the {name} is {colour}" for name, colour in zip(asked.names, option.split(" and "), strict=True))
+        colours = [thing.colour for thing in asked.moments] if option == asked.truth else option.split(" and ")
+        one, two = (f"the {name} is {colour}" for name, colour in zip(asked.names, colours, strict=True))
         seen = f"{one}, {two}: {option}"
     elif asked.kind == "after":
         seen = f"after the {asked.names[0]} comes {option}"

@@ -110,14 +110,19 @@ def ask(kind: str, names: list[str], palette: Palette, aliases: float, letter: s
         moments.append(palette.thing(colour=other[rng.integers(len(other))]))
         text, truth, pool = f"What colour comes right after the {words[0]}?", moments[1].colour, list(COLOURS)
     else:
-        moments = [palette.thing(first), palette.thing(last)]
-        one, two = (thing.colour for thing in moments)
-        text, truth = f"Which colours have the {words[0]} and the {words[1]}?", f"{one} and {two}"
-        wrong = [rng.choice([c for c in COLOURS if c != colour]) for colour in (one, two)]
-        pool = [f"{a} and {b}" for a in (one, wrong[0]) for b in (two, wrong[1])]
+        one, two = rng.permutation(palette.colours)[:2].tolist()
+        moments = [palette.thing(first, one), palette.thing(last, two)]
+        three, four = rng.permutation([colour for colour in COLOURS if colour not in (one, two)])[:2].tolist()
+        text, truth = f"Which two colours have the {words[0]} and the {words[1]}?", pair(one, two)
+        pool = [pair(a, b) for a in (one, three) for b in (two, four)]
     options = rng.choice([option for option in pool if option != truth], NUM_OPTIONS - 1, replace=False).tolist()
     options.insert(LETTERS.index(letter), truth)
     return Asked(kind, tuple(names), tuple(words), text, tuple(options), letter, tuple(moments))
+
+
+def pair(one: str, two: str) -> str:
+    """Two colours as an option, always in the same order."""
+    return " and ".join(sorted((one, two)))
 
 
 def look_alikes(asked: Asked, count: int, palette: Palette) -> list[Thing]:

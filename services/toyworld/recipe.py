@@ -21,7 +21,7 @@ from services.toyworld.cold_start import corpus, train_mllm
 from services.toyworld.dialogues import PromptBuilder
 from services.toyworld.gallery import Gallery
 
-STEPS = {"clip": 1200, "sight": 1500, "talk": 2000}
+STEPS = {"clip": 1200, "sight": 1200, "talk": 2600}
 """Of the CLIP, and of the MLLM's two parts."""
 THREADS = 2
 PICTURES = 24

@@ -6,9 +6,11 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.config import Config
@@ -198,3 +200,16 @@ def test_dry_run_plans_and_starts_nothing(recipe: str, tmp_path: Path) -> None:
     for expected in ("Placement plan", "Memory estimate", "rollout", "questions_per_step: "):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_works_on_when_the_command_is_killed(tmp_path: Path) -> None:
+    command = subprocess.Popen([sys.executable, "-m", "cluster.cli", "toyworld", "--train", str(tmp_path / "models")])
+    while not (tmp_path / "models").exists():
+        time.sleep(0.1)
+        assert command.poll() is None
+    children = psutil.Process(command.pid).children(recursive=True)
+    command.kill()
+    command.wait()
+    assert children
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from actors.prompts import answer_messages, parse_answer, parse_queries, query_messages
+from services.positions import seconds_per_grid
 from services.toyworld import MODELS, dialogues
 from services.toyworld.dialogues import Dialogue, answers, queries
 from services.toyworld.gallery import Gallery
@@ -66,6 +67,7 @@ def reply_to(
     things = np.array([gallery.number(thing) for thing in dialogue.shown])
     video = torch.from_numpy(gallery.pictures(things, side, np.random.default_rng(0))).permute(0, 3, 1, 2)
     inputs = processor(text=[prompt], videos=[video], return_tensors="pt", **PROCESSOR_KWARGS)
+    inputs["second_per_grid_ts"] = torch.tensor([seconds_per_grid(len(dialogue.shown), dialogue.seconds, 2)])
     with torch.no_grad():
         reply = model.generate(**inputs, do_sample=sampled, temperature=1.0, top_k=0, max_new_tokens=48)
     return processor.tokenizer.decode(reply[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
@@ -125,9 +127,8 @@ def test_mllm_reads_the_right_frames(gallery: Gallery, mllm: tuple[object, objec
         right[asked[-1].kind].append(letter == asked[-1].answer)
     assert np.mean(kept) >= 0.97
     means = {kind: np.mean(of_kind) for kind, of_kind in right.items()}
-    assert min(means["colour"], means["shape"]) >= 0.9, means
-    assert means["place"] >= 0.5, means
-    assert min(means["after"], means["both"]) >= 0.3, means
+    assert np.mean([one for of_kind in right.values() for one in of_kind]) >= 0.9, means
+    assert min(means.values()) >= 0.75, means
 
 
 def seen(turns: Iterator[Dialogue], asked: list[Asked]) -> Iterator[Dialogue]:
