@@ -1,6 +1,6 @@
 """One question over the steps of a run: its queries, their similarity rows, and the frames that the sampler takes.
 
-`python -m benchmarks.evolution runs/toy-…` writes docs/evolution.svg, about the question whose frames came to show the most.
+`python -m benchmarks.evolution runs/toy-…` writes docs/evolution.svg, of the question that gained most.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ def main() -> None:
             rows[row["question_id"]].append(row)
 
     def gain(question: str) -> float:
-        first, last = (truth[question].seen(rows[question][place]["frames"]) for place in (0, -1))
+        first, last = (
+            truth[question].asked(row["queries"]) + truth[question].seen(row["frames"])
+            for row in (rows[question][0], rows[question][-1])
+        )
         return last - first
 
     question = options.question or max(rows, key=gain)
