@@ -62,7 +62,7 @@ def train_mllm(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(make_config(processor.tokenizer))
-        _add_names(model.get_input_embeddings().weight, processor.tokenizer)
+        _add_names(model.get_input_embeddings().get_parameter("weight"), processor.tokenizer)
         rng = np.random.default_rng([seed, 3])
         see, talk = ((steps[part], taken[part], partial(report, part)) for part in ("sight", "talk"))
         _learn_to_see(model, processor, gallery, rng, *see)
