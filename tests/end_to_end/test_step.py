@@ -227,22 +227,19 @@ def test_identical_weights_sent_again_change_nothing(story: Story) -> None:
 
 def test_the_engine_takes_the_update_in(story: Story) -> None:
     assert story.updated.version == 2
-    assert first_log_prob_gap(story.published_same[1], story.updated) > 1e-4
+    assert log_prob_gap(story.published_same[1], story.updated) > 1e-4
 
 
 def test_a_video_seen_before_is_not_scored_with_stale_features(story: Story) -> None:
     assert story.other_vision.version == 3
-    assert first_log_prob_gap(story.updated, story.other_vision) > 1e-4
+    assert log_prob_gap(story.updated, story.other_vision) > 1e-4
 
 
-def first_log_prob_gap(one: Turn, other: Turn) -> float:
-    """Largest difference of log-probs over the tokens that both share from the start, whose contexts are equal."""
-    length = min(len(one.response_ids), len(other.response_ids))
-    differ = one.response_ids[:length] != other.response_ids[:length]
-    shared = int(np.argmax(differ)) if differ.any() else length
-    if shared == 0:
-        return math.inf  # the very first token, sampled with the same seed, is another one
-    return float(np.abs(one.log_probs[:shared] - other.log_probs[:shared]).max())
+def log_prob_gap(one: Turn, other: Turn) -> float:
+    """Largest difference of the log-probs; infinite where one seed led to other tokens."""
+    if not np.array_equal(one.response_ids, other.response_ids):
+        return math.inf
+    return float(np.abs(one.log_probs - other.log_probs).max())
 
 
 def test_the_sampler_starts_uniform_and_draws_k_frames(story: Story) -> None:
