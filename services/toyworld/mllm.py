@@ -1,4 +1,4 @@
-"""The toy world's MLLM: a Qwen2.5-VL of 1.5 million parameters in Hugging Face's folder format, and a tokenizer of its own.
+"""The toy world's MLLM: a Qwen2.5-VL of 2 million parameters in Hugging Face's folder format, and a tokenizer of its own.
 
 The folder loads in transformers and vLLM alike (head_dim is a multiple of 32, as vLLM's CPU attention asks). The prompts' fixed
 phrases are one token each: most of a prompt is what differs, so a small model is fast.
