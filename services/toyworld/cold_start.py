@@ -40,6 +40,7 @@ TALK_BATCH, TALK_QUERIES, TALK_LR = 48, 8, 2e-3
 STAGES = ((0.06, 1, 2), (0.15, 2, 4), (1.0, 4, 8))
 """Until that share of the steps, answers are given over so many frames."""
 THINGS = list(product(COLOURS, SHAPES))
+"""Wherever they are."""
 PREVIEWS = 4
 SIDES = {"answer": 56, "query": 28}
 """Pixels of a frame's sides in each turn."""
@@ -82,7 +83,8 @@ def corpus(seed: int, query_prompt: PromptBuilder, answer_prompt: PromptBuilder)
 
 def phrases(*prompts: PromptBuilder) -> list[str]:
     """What is the same in all prompts of a turn, before and behind the question; the tags of the replies; every option with its
-    letter, and the same named in a reply: which letter stands for what is then learnt ten times sooner."""
+    letter, and the same named in a reply: which letter stands for what is then learnt ten times sooner; and what a reply looks for,
+    so that one token asks the frames for it."""
     found = ["You are a helpful assistant.", "<query>", "</query>", "</answer>"]
     for value in (*SHAPES, *COLOURS, *PLACES, *starmap(pair, combinations(COLOURS, 2))):
         found += [f"{letter}. {value}" for letter in LETTERS[:NUM_OPTIONS]]
