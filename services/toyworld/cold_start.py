@@ -83,8 +83,8 @@ def corpus(seed: int, query_prompt: PromptBuilder, answer_prompt: PromptBuilder)
 
 def phrases(*prompts: PromptBuilder) -> list[str]:
     """What is the same in all prompts of a turn, before and behind the question; the tags of the replies; every option with its
-    letter, and the same named in a reply: which letter stands for what is then learnt ten times sooner; and what a reply looks for,
-    so that one token asks the frames for it."""
+    letter, and the same named in a reply: which letter stands for what is then learnt ten times sooner; and what a reply
+    looks for, so that one token asks the frames for it."""
     found = ["You are a helpful assistant.", "<query>", "</query>", "</answer>"]
     for value in (*SHAPES, *COLOURS, *PLACES, *starmap(pair, combinations(COLOURS, 2))):
         found += [f"{letter}. {value}" for letter in LETTERS[:NUM_OPTIONS]]
