@@ -1,8 +1,8 @@
 """The method against its parts and rivals on the toy world's test split: `make reproduce`.
 
 Every cell of the table is a run of `msjoe train` in a folder of its own, for each of some seeds; each seed is another world.
-Cells that are done are kept: a comparison that was stopped goes on where it was. A trained cell is measured once more at half
-the frames.
+Cells that are done are kept: a comparison that was stopped goes on where it was. Those of other machines, or of other folders,
+stay in `reproduction.json` unless the same cell of the same seed is run here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,10 +29,13 @@ from cluster.validation import SUMMARY
 from services.checkpoints import latest_checkpoint
 from services.toyworld import ToyWorld
 
-STEPS = 60
+STEPS = 40
+TEST_VIDEOS = 48
+"""Of four questions each."""
 FROZEN = "--policy.train=false"
-HALVES = (False, True)
-"""K and K / 2 frames."""
+BUDGET = load_config(TOY).frames.budget
+KINDS = {"K": "accuracy/after", "K/2": f"accuracy/after/{BUDGET // 2}"}
+"""Of the summary of a run, by how many frames were shown."""
 
 
 @dataclass(frozen=True)
@@ -69,50 +73,64 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each of about one CPU and 7 GiB")
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduction"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for reproduction.md, .json and .svg")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of reproduction.md, .json and .svg")
     options = parser.parse_args()
-    for seed in options.seeds:
-        world = make_world(load_config(TOY, [f"--toyworld.seed={seed}"]))
-        for name in options.cells:
-            for half in HALVES:
-                measure(name, half, seed, world, options.runs)
-            write(options.out, results(options.runs))
+    pool = ThreadPoolExecutor(options.jobs)
+    done: dict[Path, Future[None]] = {}
+    try:
+        for seed in options.seeds:
+            world = make_world(load_config(TOY, world_of(seed)))
+            for name in CELLS:  # a cell's start comes before it
+                if name in options.cells or any(CELLS[other].after == name for other in options.cells):
+                    folder = run_folder(options.runs, name, seed)
+                    start = run_folder(options.runs, CELLS[name].after, seed) if CELLS[name].after else None
+                    done[folder] = pool.submit(measure, CELLS[name], seed, world, folder, start, start and done[start])
+        for future in done.values():
+            future.result()
+            write(options.out, options.runs)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def measure(name: str, half: bool, seed: int, world: ToyWorld, runs: Path) -> None:
-    """Run a cell and what it starts from, unless that was done before."""
-    cell, folder = CELLS[name], run_folder(runs, name, half, seed)
+def world_of(seed: int) -> list[str]:
+    """Overrides for the world of a seed: its test split is large, so that it tells cells apart."""
+    return [f"--toyworld.seed={seed}", f"--toyworld.held_out_videos={TEST_VIDEOS}"]
+
+
+def measure(
+    cell: Cell, seed: int, world: ToyWorld, folder: Path, start: Path | None, started: Future[None] | None
+) -> None:
+    """Run a cell once its start is done, unless it was run before."""
+    if started:
+        started.result()
     if (folder / SUMMARY).exists():
         return
-    trained = half and cell.steps > 0  # then only measured
-    start = name if trained else cell.after
-    if start:
-        measure(start, False, seed, world, runs)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    command = [sys.executable, "-m", "cluster.cli", *arguments(cell, half, seed, world, folder)]
+    command = [sys.executable, "-m", "cluster.cli", *arguments(cell, seed, world, folder)]
     if start:
-        command += starts_from(run_folder(runs, start, False, seed))
+        command += starts_from(start)
     print(shlex.join(command[2:]), flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.log").open("w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    log = folder.with_suffix(".log")
+    with log.open("w") as output:
+        if subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode:
+            raise RuntimeError(f"{folder} failed, see {log}; once mended, the next call goes on from there")
 
 
-def arguments(cell: Cell, half: bool, seed: int, world: ToyWorld, folder: Path) -> list[str]:
+def arguments(cell: Cell, seed: int, world: ToyWorld, folder: Path) -> list[str]:
     """Of `msjoe`, for that cell."""
-    steps = 0 if half else cell.steps
-    budget = load_config(TOY).frames.budget
     return [
         "train",
         f"--run_dir={folder}",
-        f"--toyworld.seed={seed}",
+        *world_of(seed),
         f"--train.seed={seed}",
-        f"--train.steps={steps}",
-        f"--train.validate_every={max(steps, 1)}",
+        f"--train.steps={cell.steps}",
+        f"--train.validate_every={max(cell.steps, 1)}",
+        f"--train.validate_budgets={BUDGET // 2}",
         f"--data.questions={world.questions}",
         f"--data.validation={world.split('test')}",
-        f"--frames.budget={budget // 2 if half else budget}",
         *cell.overrides,
     ]
 
@@ -125,42 +143,41 @@ def starts_from(run: Path) -> list[str]:
     return [f"{option}={folder}" for option, folder in parts.items() if folder.is_dir()]
 
 
-def run_folder(runs: Path, name: str, half: bool, seed: int) -> Path:
+def run_folder(runs: Path, name: str, seed: int) -> Path:
     """Where a cell's run is kept."""
-    return runs / f"seed-{seed}" / (f"{name}-half" if half else name)
+    return runs / f"seed-{seed}" / name
 
 
-def results(runs: Path) -> dict[str, Any]:
-    """Of every cell that is done for some seed: accuracy by number of frames and seed, and minutes."""
+def results(runs: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Of every cell that was run for some seed, here or where the `known` results come from: accuracies and minutes by seed."""
     table: dict[str, Any] = {}
     for name, cell in CELLS.items():
-        row: dict[str, Any] = {
+        row = {
             "title": cell.title,
-            "overrides": cell.overrides,
+            "overrides": list(cell.overrides),
             "steps": cell.steps,
             "after": cell.after,
         }
-        for half in HALVES:
-            found = dict(_summaries(runs, name, half))
-            row["K/2" if half else "K"] = {seed: summary["accuracy/after"] for seed, summary in found.items()}
-            if not half:
-                row["minutes"] = {seed: summary["minutes"] for seed, summary in found.items()}
+        same = known.get(name, {})
+        same = same if row.items() <= same.items() else {}  # measured by other rules
+        summaries = dict(_summaries(runs, name))
+        for column, metric in (KINDS | {"minutes": "minutes"}).items():
+            row[column] = same.get(column, {}) | {seed: summary[metric] for seed, summary in summaries.items()}
         if row["K"]:
             table[name] = row
     return table
 
 
-def _summaries(runs: Path, name: str, half: bool) -> Iterator[tuple[int, Mapping[str, float]]]:
-    for folder in sorted(runs.glob("seed-*")):
-        seed = int(folder.name.removeprefix("seed-"))
-        summary = run_folder(runs, name, half, seed) / SUMMARY
-        if summary.exists():
-            yield seed, json.loads(summary.read_text())
+def _summaries(runs: Path, name: str) -> Iterator[tuple[str, Mapping[str, float]]]:
+    for summary in sorted(runs.glob(f"seed-*/{name}/{SUMMARY}")):
+        yield summary.parent.parent.name.removeprefix("seed-"), json.loads(summary.read_text())
 
 
-def write(out: Path, table: Mapping[str, Any]) -> None:
+def write(out: Path, runs: Path) -> None:
     """`reproduction.json`, the figure, and the table between the marks of `reproduction.md`."""
-    (out / "reproduction.json").write_text(json.dumps(table, indent=1) + "\n")
+    record = out / "reproduction.json"
+    table = results(runs, json.loads(record.read_text()) if record.exists() else {})
+    record.write_text(json.dumps(table, indent=1) + "\n")
     draw(table).savefig(out / "reproduction.svg", metadata={"Date": None})
     page = out / "reproduction.md"
     before, begin, rest = page.read_text().partition("<!-- table -->\n")
@@ -173,7 +190,7 @@ def _lines(table: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for row in table.values():
         minutes = mean(row["minutes"].values())
-        full, half = (_points(list(row[frames].values())) for frames in ("K", "K/2"))
+        full, half = (_points(list(row[frames].values())) for frames in KINDS)
         yield f"| {row['title']} | {full} | {half} | {len(row['K'])} | {row['steps']} | {minutes:.1f} |"
     yield "\n![Right answers of every cell, a dot for each seed](reproduction.svg)"
 

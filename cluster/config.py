@@ -46,6 +46,8 @@ class TrainConfig(Section):
     """Decides data order, sampled tokens, drawn frames and the sampler's initial weights."""
     validate_every: int = Field(default=50, ge=1)
     """Steps between validations on `data.validation`; one comes before the first step and one after the last as well."""
+    validate_budgets: tuple[int, ...] = ()
+    """Smaller frame budgets that the networks are measured at as well, once, after the last step."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints; the last step always leaves one."""
 
@@ -112,6 +114,11 @@ class Config(BaseSettings):
             yield "train.refills: with sampler.objective=difficulty a group of equal rewards has signal too; set 0"
         if self.policy.train and self.sampler.objective == "difficulty":
             yield "sampler.objective: difficulty is stage 1, which freezes the MLLM; set policy.train=false"
+        if not all(1 <= budget <= self.frames.budget for budget in self.train.validate_budgets):
+            yield (
+                f"train.validate_budgets: {', '.join(map(str, self.train.validate_budgets))}; each from 1 to "
+                f"frames.budget, {self.frames.budget}, which the engine has room for"
+            )
         shared = 2 if self.frames.shown_as == "video" else 1
         visual = max(
             -(-self.frames.budget // shared) * self.frames.tokens_per_frame,

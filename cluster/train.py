@@ -78,6 +78,7 @@ async def train(
                 decodes = {"cache/decodes": float(sum(await actors.embedders.broadcast("decodes")))}
                 sink.log(step, rollout_metrics(groups) | metrics | decodes | clock.metrics())
             if validation:
+                await validation.measure_budgets(actors, config.train.steps)
                 summary = validation.summarise(config.train.steps, time.perf_counter() - start)
                 console.print(
                     "validation accuracy {accuracy/before:.2f} before, {accuracy/after:.2f} after; "

@@ -46,6 +46,14 @@ class Validation:
         self._accuracy["after"] = metrics["validation/accuracy"]
         return metrics
 
+    async def measure_budgets(self, actors: Fleet, step: int) -> None:
+        """Accuracy at each of `train.validate_budgets`, for the summary."""
+        frames = self._config.frames
+        for budget in self._config.train.validate_budgets:
+            config = self._config.model_copy(update={"frames": frames.model_copy(update={"budget": budget})})
+            groups = await collector(actors, config, self._videos, seed=None).collect(self._questions, 1, 1, step)
+            self._accuracy[f"after/{budget}"] = describe(groups, {})["validation/accuracy"]
+
     async def _with_uniform_frames(self, actors: Fleet) -> float:
         """Accuracy of the MLLM alone: K frames evenly spread, no queries, no sampler."""
         turns, budget = actors.turns(self._config, self._videos), self._config.frames.budget
@@ -57,7 +65,9 @@ class Validation:
         return float(np.mean(await asyncio.gather(*map(is_right, self._questions))))
 
     def summarise(self, steps: int, seconds: float) -> dict[str, float]:
-        """Write `summary.json`: accuracies before and after training and with uniform frames, steps, minutes."""
+        """Write `summary.json`: accuracies before and after training, with uniform frames, and (`accuracy/after/<K>`) at
+        other budgets; steps, minutes.
+        """
         accuracy = {f"accuracy/{when}": value for when, value in sorted(self._accuracy.items())}
         summary = accuracy | {"questions": len(self._questions), "steps": steps, "minutes": round(seconds / 60, 2)}
         (self._run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")

@@ -53,6 +53,7 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
         (["--policy.train=false", "--selector.kind=uniform"], "leaves nothing to learn"),
         (["--sampler.objective=difficulty"], "sampler.objective: difficulty is stage 1"),
         (["--rollout.max_model_len=40"], "rollout.max_model_len: 40 cannot hold 16 visual tokens"),
+        (["--train.validate_budgets=[4, 9]"], "train.validate_budgets: 4, 9; each from 1 to frames.budget, 8"),
         (["--toyworld.min_seconds=700"], "min_seconds 700 is above max_seconds 240"),
         (["--rewards.accuracy=0", "--rewards.format=0", "--rewards.info=0"], "nothing can be learned"),
     ],

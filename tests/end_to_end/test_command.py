@@ -42,7 +42,7 @@ def twins(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pytest
     """Two runs of one seed."""
     folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     for folder in folders:
-        done = train(folder, toy_overrides)
+        done = train(folder, [*toy_overrides, "--train.validate_budgets=[1, 8]"])
         assert done.returncode == 0, done.stderr
         assert f"1/1  reward {read_metrics(folder)[1]['reward/total']:.3f}" in done.stdout
     return folders
@@ -108,7 +108,8 @@ def test_the_folder_tells_the_story(twins: tuple[Path, Path]) -> None:
     assert not {trajectory["question_id"] for trajectory in held_out} & {row["question_id"] for row in choices(folder)}
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["accuracy/before"] == before["validation/accuracy"]
-    assert summary["accuracy/after"] == row["validation/accuracy"]
+    assert summary["accuracy/after"] == row["validation/accuracy"] == summary["accuracy/after/8"]
+    assert 0 <= summary["accuracy/after/1"] <= 1
     assert 0 <= summary["accuracy/uniform"] <= 1
     assert (summary["questions"], summary["steps"]) == (2, 1)
 
