@@ -29,7 +29,8 @@ from cluster.validation import SUMMARY
 from services.checkpoints import latest_checkpoint
 from services.toyworld import ToyWorld
 
-STEPS = 40
+FIRST, STEPS = 120, 40
+"""Training steps: of stage 1, whose network most cells start from, and of what follows."""
 TEST_VIDEOS = 48
 """Of four questions each."""
 FROZEN = "--policy.train=false"
@@ -53,18 +54,19 @@ CELLS = {
     "uniform": Cell("uniform frames", ("--selector.kind=uniform", FROZEN), 0),
     "topk-question": Cell("top-k by the question", ("--selector.kind=topk", "--prompts.ask_clip=question", FROZEN), 0),
     "topk-queries": Cell("top-k by the queries", ("--selector.kind=topk", FROZEN), 0),
-    "sampler": Cell("sampler only (stage 1)", ("--sampler.objective=difficulty", FROZEN)),
+    "stage-1": Cell("stage 1", ("--sampler.objective=difficulty", FROZEN), FIRST),
+    "sampler": Cell("sampler only (stage 1, then 2 without the MLLM)", (FROZEN,), after="stage-1"),
     "mllm": Cell("MLLM only (top-k by its queries)", ("--selector.kind=topk",)),
-    "joint": Cell("joint (stage 1, then 2)", after="sampler"),
-    "joint-random": Cell("joint from a random sampler", steps=2 * STEPS),
-    "sampler-plain": Cell("stage 1 without difficulty", (FROZEN,)),
-    "plain": Cell("joint after stage 1 without difficulty", after="sampler-plain"),
-    "no-info": Cell("joint without r_info", ("--rewards.info=0",), after="sampler"),
-    "no-previews": Cell("joint without previews", ("--frames.previews=false",), after="sampler"),
-    "question": Cell("joint, question as the only query", ("--prompts.ask_clip=question",), after="sampler"),
-    "nested": Cell("joint, nested groups (4 x 2)", ("--train.group_size=4", "--train.draws=2"), after="sampler"),
-    "no-baseline": Cell("joint without the sampler's baseline", ("--sampler.baseline=false",), after="sampler"),
-    "independent": Cell("joint with independent log-probs", ("--sampler.log_prob=independent",), after="sampler"),
+    "joint": Cell("joint (stage 1, then 2)", after="stage-1"),
+    "random": Cell("joint from a random sampler", steps=FIRST + STEPS),
+    "stage-1-plain": Cell("stage 1 without difficulty", (FROZEN,), FIRST),
+    "plain": Cell("joint after stage 1 without difficulty", after="stage-1-plain"),
+    "no-info": Cell("joint without r_info", ("--rewards.info=0",), after="stage-1"),
+    "no-previews": Cell("joint without previews", ("--frames.previews=false",), after="stage-1"),
+    "question": Cell("joint, question as the only query", ("--prompts.ask_clip=question",), after="stage-1"),
+    "flat": Cell("joint without nested groups", ("--train.group_size=16", "--train.draws=1"), after="stage-1"),
+    "no-baseline": Cell("joint without the sampler's baseline", ("--sampler.baseline=false",), after="stage-1"),
+    "independent": Cell("joint with independent log-probs", ("--sampler.log_prob=independent",), after="stage-1"),
 }
 
 

@@ -17,6 +17,8 @@ class LearnerConfig(Section):
     """Constant AdamW learning rate."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of the means of gradients and of their squares."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
     world_size: int = Field(default=1, ge=1)
@@ -94,6 +96,8 @@ class SamplerConfig(LearnerConfig):
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Constant AdamW learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's (ours): REINFORCE's gradients grow while the draws sharpen, and a short memory of their squares follows."""
     checkpoint: Path | None = None
     """Folder of a sampler to start from, `checkpoints/step-N/sampler` of a run (stage 1's); empty: a fresh one."""
     channels: tuple[int, ...] = (64, 128, 256)

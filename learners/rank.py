@@ -141,6 +141,7 @@ class LearnerRank(ABC):
             list(trained.values()),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
+            betas=self.config.betas,
         )
         self.engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=self._deepspeed_config())
 

@@ -55,6 +55,7 @@ def toy_overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "--toyworld.max_seconds=60",
         "--train.questions_per_step=3",
         "--train.group_size=4",
+        "--train.draws=1",
     ]
 
 
