@@ -31,9 +31,13 @@ from services.toyworld import ToyWorld
 
 FIRST, STEPS = 120, 40
 """Training steps: of stage 1, whose network most cells start from, and of what follows."""
+GENTLE = 1e-4
+"""Learning rate of the sampler in stage 2: its draws are sharp by then, and the recipe's rate throws them about."""
 TEST_VIDEOS = 48
 """Of four questions each."""
 FROZEN = "--policy.train=false"
+DRAWS = ("--train.group_size=4", "--train.draws=4")
+"""Of a frozen MLLM: as many answers as in the recipe, to half as many query turns."""
 BUDGET = load_config(TOY).frames.budget
 KINDS = {"K": "accuracy/after", "K/2": f"accuracy/after/{BUDGET // 2}"}
 """Of the summary of a run, by how many frames were shown."""
@@ -54,12 +58,12 @@ CELLS = {
     "uniform": Cell("uniform frames", ("--selector.kind=uniform", FROZEN), 0),
     "topk-question": Cell("top-k by the question", ("--selector.kind=topk", "--prompts.ask_clip=question", FROZEN), 0),
     "topk-queries": Cell("top-k by the queries", ("--selector.kind=topk", FROZEN), 0),
-    "stage-1": Cell("stage 1", ("--sampler.objective=difficulty", FROZEN), FIRST),
-    "sampler": Cell("sampler only (stage 1, then 2 without the MLLM)", (FROZEN,), after="stage-1"),
+    "stage-1": Cell("stage 1", ("--sampler.objective=difficulty", FROZEN, *DRAWS), FIRST),
+    "sampler": Cell("sampler only (stage 1, then 2 without the MLLM)", (FROZEN, *DRAWS), after="stage-1"),
     "mllm": Cell("MLLM only (top-k by its queries)", ("--selector.kind=topk",)),
     "joint": Cell("joint (stage 1, then 2)", after="stage-1"),
     "random": Cell("joint from a random sampler", steps=FIRST + STEPS),
-    "stage-1-plain": Cell("stage 1 without difficulty", (FROZEN,), FIRST),
+    "stage-1-plain": Cell("stage 1 without difficulty", (FROZEN, *DRAWS), FIRST),
     "plain": Cell("joint after stage 1 without difficulty", after="stage-1-plain"),
     "no-info": Cell("joint without r_info", ("--rewards.info=0",), after="stage-1"),
     "no-previews": Cell("joint without previews", ("--frames.previews=false",), after="stage-1"),
@@ -112,7 +116,7 @@ def measure(
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
     command = [sys.executable, "-m", "cluster.cli", *arguments(cell, seed, world, folder)]
     if start:
-        command += starts_from(start)
+        command += [*starts_from(start), f"--sampler.learning_rate={GENTLE}"]
     print(shlex.join(command[2:]), flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")

@@ -1,4 +1,8 @@
-"""Both networks must learn a tiny world through the whole system: the tests that fail when learning breaks."""
+"""Both networks must learn a tiny world through the whole system: the tests that fail when learning breaks.
+
+Seen to fail by what they are for: the advantage of either network with its sign turned, an engine or a selector that never
+takes new weights in, log-probs that belong to other tokens, draws that belong to other similarities.
+"""
 
 from __future__ import annotations
 
