@@ -216,13 +216,14 @@ def draw(table: Mapping[str, Any]) -> Figure:
     for place, row in enumerate(table.values()):
         for frames, shift, color in (("K", -0.17, "#0072B2"), ("K/2", 0.17, "#E69F00")):
             values = [100 * value for value in row[frames].values()]
+            label = None if place else f"{frames} = {BUDGET if frames == 'K' else BUDGET // 2} frames"
             if values:
-                axes.barh(place + shift, mean(values), 0.3, color=color, alpha=0.5, label=None if place else frames)
+                axes.barh(place + shift, mean(values), 0.3, color=color, alpha=0.5, label=label)
                 axes.plot(values, [place + shift] * len(values), "o", ms=3, color=color)
     axes.set_yticks(range(len(table)), [row["title"] for row in table.values()])
     axes.invert_yaxis()
     axes.set_xlabel("right answers, percent")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return figure

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import sys
 import textwrap
 import time
@@ -33,10 +34,11 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
     from services.errors import TrainingError, UserError
 
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    # argparse would take an unknown option with a blank in its value for a positional argument.
+    fields = [argument for argument in arguments if re.match(r"--\w+\.\w+=", argument)]
+    options, rest = _parser().parse_known_args([argument for argument in arguments if argument not in fields])
     try:
-        options.command(options, rest)
+        options.command(options, [*rest, *fields])
     except UserError as error:
         print(f"msjoe: {error}", file=sys.stderr)
         return 2

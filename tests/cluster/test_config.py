@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from cluster.cli import TOY
+from cluster.cli import TOY, run
 from cluster.config import RECIPES, Config, dotted_fields, fields_help, load_config
 from cluster.dry_run import estimate, training_bytes
 from cluster.placement import Bundle, misfits, plan
@@ -49,12 +49,15 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
         ),
         (["--policy.dual_clip=1"], "policy.dual_clip: Input should be greater than 1"),
         (["--policy.aggregation=mean"], "policy.aggregation: Input should be 'token-mean', 'seq-mean-token-mean' or"),
-        (["--train.group_size=1"], "train.group_size: 1 leaves no group to compare with; at least 2"),
+        (
+            ["--train.group_size=1", "--train.draws=1"],
+            "train.group_size: 1 leaves no group to compare with; at least 2",
+        ),
         (["--policy.train=false", "--selector.kind=uniform"], "leaves nothing to learn"),
         (["--sampler.objective=difficulty"], "sampler.objective: difficulty is stage 1"),
         (["--rollout.max_model_len=40"], "rollout.max_model_len: 40 cannot hold 16 visual tokens"),
         (["--train.validate_budgets=[4, 9]"], "train.validate_budgets: 4, 9; each from 1 to frames.budget, 8"),
-        (["--toyworld.min_seconds=700"], "min_seconds 700 is above max_seconds 240"),
+        (["--toyworld.min_seconds=700"], "min_seconds 700 is above max_seconds 150"),
         (["--rewards.accuracy=0", "--rewards.format=0", "--rewards.info=0"], "nothing can be learned"),
     ],
 )
@@ -146,3 +149,8 @@ def test_the_estimate_reads_the_models_own_config(toy_config: Config) -> None:
 def test_a_dump_is_yaml() -> None:
     config = load_config(TOY)
     assert yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))["frames"]["budget"] == 8
+
+
+def test_a_value_may_hold_a_blank(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--dry-run", "--frames.shown_as=a video"]) == 2
+    assert "(got 'a video')" in capsys.readouterr().err

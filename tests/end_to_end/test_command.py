@@ -42,7 +42,7 @@ def twins(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pytest
     """Two runs of one seed."""
     folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     for folder in folders:
-        done = train(folder, [*toy_overrides, "--train.validate_budgets=[1, 8]"])
+        done = train(folder, [*toy_overrides, "--train.validate_budgets=[1,8]"])
         assert done.returncode == 0, done.stderr
         assert f"1/1  reward {read_metrics(folder)[1]['reward/total']:.3f}" in done.stdout
     return folders
