@@ -97,7 +97,7 @@ class SamplerConfig(LearnerConfig):
     learning_rate: float = Field(default=1e-4, gt=0)
     """Constant AdamW learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's (ours): REINFORCE's gradients grow while the draws sharpen, and a short memory of their squares follows."""
+    """AdamW's (ours): with this shorter memory of squared gradients the sampler learnt the toy world's rows sooner."""
     checkpoint: Path | None = None
     """Folder of a sampler to start from, `checkpoints/step-N/sampler` of a run (stage 1's); empty: a fresh one."""
     channels: tuple[int, ...] = (64, 128, 256)
