@@ -27,20 +27,27 @@ from cluster.config import load_config
 from cluster.toyworld import make_world
 from cluster.validation import SUMMARY
 from services.checkpoints import latest_checkpoint
+from services.metrics import read_metrics
 from services.toyworld import ToyWorld
 
 FIRST, STEPS = 120, 40
 """Training steps: of stage 1, whose network most cells start from, and of what follows."""
 GENTLE = 1e-4
 """Learning rate of the sampler in stage 2: its draws are sharp by then, and the recipe's rate throws them about."""
-TEST_VIDEOS = 48
+TEST_VIDEOS = 96
 """Of four questions each."""
 FROZEN = "--policy.train=false"
 DRAWS = ("--train.group_size=4", "--train.draws=4")
 """Of a frozen MLLM: as many answers as in the recipe, to half as many query turns."""
 BUDGET = load_config(TOY).frames.budget
-KINDS = {"K": "accuracy/after", "K/2": f"accuracy/after/{BUDGET // 2}"}
-"""Of the summary of a run, by how many frames were shown."""
+COLUMNS = {
+    "K": "accuracy/after",
+    "K/2": f"accuracy/after/{BUDGET // 2}",
+    "moments": "validation/moments_seen",
+    "queries": "validation/queries_right",
+    "minutes": "minutes",
+}
+"""What is kept of a run, and what it is called there: accuracies by how many frames were shown, and what they come from."""
 
 
 @dataclass(frozen=True)
@@ -155,28 +162,30 @@ def run_folder(runs: Path, name: str, seed: int) -> Path:
 
 
 def results(runs: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Of every cell that was run for some seed, here or where the `known` results come from: accuracies and minutes by seed."""
+    """Of every cell that was run for some seed, here or where the `known` results come from: its `COLUMNS` by seed."""
     table: dict[str, Any] = {}
     for name, cell in CELLS.items():
         row = {
             "title": cell.title,
             "overrides": list(cell.overrides),
             "steps": cell.steps,
+            "test_videos": TEST_VIDEOS,
             "after": cell.after,
         }
         same = known.get(name, {})
         same = same if row.items() <= same.items() else {}  # measured by other rules
-        summaries = dict(_summaries(runs, name))
-        for column, metric in (KINDS | {"minutes": "minutes"}).items():
-            row[column] = same.get(column, {}) | {seed: summary[metric] for seed, summary in summaries.items()}
+        measured = dict(_measured(runs, name))
+        for column, metric in COLUMNS.items():
+            row[column] = same.get(column, {}) | {seed: metrics[metric] for seed, metrics in measured.items()}
         if row["K"]:
             table[name] = row
     return table
 
 
-def _summaries(runs: Path, name: str) -> Iterator[tuple[str, Mapping[str, float]]]:
+def _measured(runs: Path, name: str) -> Iterator[tuple[str, Mapping[str, float]]]:
     for summary in sorted(runs.glob(f"seed-*/{name}/{SUMMARY}")):
-        yield summary.parent.parent.name.removeprefix("seed-"), json.loads(summary.read_text())
+        folder = summary.parent
+        yield folder.parent.name.removeprefix("seed-"), read_metrics(folder)[-1] | json.loads(summary.read_text())
 
 
 def write(out: Path, runs: Path) -> None:
@@ -192,12 +201,12 @@ def write(out: Path, runs: Path) -> None:
 
 
 def _lines(table: Mapping[str, Any]) -> Iterator[str]:
-    yield "| | K = 8 | K = 4 | seeds | steps | minutes |"
-    yield "|---|---|---|---|---|---|"
+    yield f"| | K = {BUDGET} | K = {BUDGET // 2} | moments seen | queries right | seeds | steps | minutes |"
+    yield "|---|---|---|---|---|---|---|---|"
     for row in table.values():
-        minutes = mean(row["minutes"].values())
-        full, half = (_points(list(row[frames].values())) for frames in KINDS)
-        yield f"| {row['title']} | {full} | {half} | {len(row['K'])} | {row['steps']} | {minutes:.1f} |"
+        shares = [_points(list(row[column].values())) for column in COLUMNS if column != "minutes"]
+        minutes = f"{mean(row['minutes'].values()):.1f}"
+        yield f"| {' | '.join([row['title'], *shares, str(len(row['K'])), str(row['steps']), minutes])} |"
     yield "\n![Right answers of every cell, a dot for each seed](reproduction.svg)"
 
 

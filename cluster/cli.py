@@ -84,9 +84,15 @@ def _parser() -> argparse.ArgumentParser:
 
     toyworld = commands.add_parser("toyworld", help="make the toy world: videos and questions about them")
     toyworld.add_argument("recipe", nargs="?", type=Path, default=TOY)
+    toyworld.add_argument("--seed", type=int, help="which world: short for --toyworld.seed")
     toyworld.add_argument("--hours", type=float, help="four long videos of that length, eight questions each")
     toyworld.add_argument(
-        "--train", type=Path, metavar="FOLDER", help="train a small CLIP and MLLM there, as the shipped ones were made"
+        "--train",
+        nargs="?",
+        const=Path("models"),
+        type=Path,
+        metavar="FOLDER",
+        help="train a small CLIP and MLLM there (models/), as the shipped ones were made",
     )
     toyworld.set_defaults(command=_toyworld)
 
@@ -171,7 +177,8 @@ def _toyworld(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.toyworld import make_world, train_models
     from services.errors import UserError
 
-    config = load_config(options.recipe, [*_long_videos(options.hours), *rest])
+    seed = [] if options.seed is None else [f"--toyworld.seed={options.seed}"]
+    config = load_config(options.recipe, [*seed, *_long_videos(options.hours), *rest])
     if config.toyworld is None:
         raise UserError(f"{options.recipe}: has no toyworld section; add one, or --toyworld.seed=0")
     if options.train:

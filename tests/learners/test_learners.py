@@ -82,9 +82,8 @@ def assert_same_step(
         ), name
         assert parameters.keys() == reference[1].keys()
         for key, value in parameters.items():
-            # Adam's first step follows the gradient's sign: a weight that has next to none may go either way.
-            apart = ((value - reference[1][key]).abs() > 1e-5).double().mean()
-            assert apart < 1e-3, f"{name}: {key}"
+            # Adam divides a gradient by its size, so the rounding of the smallest shows: 1.3e-5 at most was seen.
+            assert float((value - reference[1][key]).abs().max()) < 2e-5, f"{name}: {key}"
 
 
 def test_policy_ranks_and_zero_stages_take_the_same_step(ray_cluster: None, toy_config: Config) -> None:
