@@ -44,8 +44,8 @@ def policy_batch(groups: Sequence[Group], config: PolicyConfig) -> tuple[PolicyS
     """The turns with a gradient, each with its advantage within its group and its tokens' weight in the step's loss.
 
     A query turn is compared by the mean reward of its trajectories with the group's other query turns, an answer turn by its
-    own reward with all others of the group. Turns without tokens, and with `truncated_replies="mask"` those that hit the
-    limit, count nowhere.
+    own reward with all others of the group. M answers to one query turn count as much as it does, each an Mth. Turns without
+    tokens, and with `truncated_replies="mask"` those that hit the limit, count nowhere.
     """
     rewards = [[t.reward.total for t in group.trajectories] for group in groups]
     means = [[_mean(t.reward.total for t in sample) for sample in group.samples] for group in groups]
@@ -55,17 +55,19 @@ def policy_batch(groups: Sequence[Group], config: PolicyConfig) -> tuple[PolicyS
     for group in groups:
         name = f"question {group.question.id}, trajectory {{}}, {{}} turn"
         for sample in group.samples:
-            turns.append((name.format(sample[0].index, "query"), sample[0].query_turn, next(of_queries)))
-            turns += [(name.format(t.index, "answer"), t.answer_turn, next(of_answers)) for t in sample]
+            turns.append((name.format(sample[0].index, "query"), sample[0].query_turn, next(of_queries), 1.0))
+            count = 1 / len(sample)
+            turns += [(name.format(t.index, "answer"), t.answer_turn, next(of_answers), count) for t in sample]
     counted = [
-        (name, turn, advantage)
-        for name, turn, advantage in turns
+        (name, turn, advantage, count)
+        for name, turn, advantage, count in turns
         if len(turn.response_ids) and not (turn.truncated and config.truncated_replies == "mask")
     ]
-    weights = token_weights([len(turn.response_ids) for _, turn, _ in counted], config.aggregation) if counted else []
+    lengths, counts = [len(turn.response_ids) for _, turn, _, _ in counted], [count for *_, count in counted]
+    weights = token_weights(lengths, counts, config.aggregation)
     return tuple(
         PolicySample(name, turn, advantage, weight)
-        for (name, turn, advantage), weight in zip(counted, weights, strict=True)
+        for (name, turn, advantage, _), weight in zip(counted, weights, strict=True)
         if advantage != 0.0 or config.kl_coef > 0
     )
 

@@ -47,17 +47,20 @@ def leave_one_out_baseline(rewards_N: Tensor, sizes: Sequence[int]) -> Tensor:
     return _per_group(lambda r_G: (r_G.sum() - r_G) / max(len(r_G) - 1, 1), rewards_N, sizes)
 
 
-def token_weights(lengths: Sequence[int], aggregation: Aggregation) -> list[float]:
+def token_weights(lengths: Sequence[int], counts: Sequence[float], aggregation: Aggregation) -> list[float]:
     """What each token's loss of each sequence is multiplied by, so that the sum over all tokens is the step's loss.
 
-    `lengths` are those of every sequence of the step, positive. `token-mean` is the mean over all tokens;
-    `seq-mean-token-mean` and `seq-mean-token-sum` are means over sequences of their tokens' mean or sum.
+    `lengths` are those of every sequence of the step, positive; `counts`, as how many sequences it counts in the means:
+    `token-mean` is the mean over all tokens; `seq-mean-token-mean` and `seq-mean-token-sum` are means over sequences of their
+    tokens' mean or sum.
     """
     if aggregation == "token-mean":
-        return [1 / sum(lengths)] * len(lengths)
+        tokens = math.fsum(count * length for count, length in zip(counts, lengths, strict=True))
+        return [count / tokens for count in counts]
+    shares = [count / math.fsum(counts) for count in counts]
     if aggregation == "seq-mean-token-mean":
-        return [1 / (len(lengths) * length) for length in lengths]
-    return [1 / len(lengths)] * len(lengths)
+        return [share / length for share, length in zip(shares, lengths, strict=True)]
+    return shares
 
 
 def sequence_log_ratio(log_ratio_L: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -84,7 +84,8 @@ def test_nested_groups_by_hand() -> None:
     batch = policy_batch(groups, PolicyConfig(advantage="dr_grpo"))
     assert advantages(batch, "query") == pytest.approx([0.2, -0.2])
     assert advantages(batch, "answer") == pytest.approx([0.6, -0.2, -0.2, -0.2])
-    assert {sample.weight for sample in batch} == {1 / (2 * 3 + 4 * 2)}, "a shared query turn counts once"
+    weights = [sample.weight for sample in batch]
+    assert weights == [1 / 10, 1 / 20, 1 / 20] * 2, "2 queries of 3 tokens and, half each, 4 answers of 2"
     drawn = sampler_batch(groups, SamplerConfig())
     assert [sample.advantage for sample in drawn] == pytest.approx([0.8, -0.8])
     assert {sample.weight for sample in drawn} == {1 / 4}, "draws without advantage still divide the mean"

@@ -61,7 +61,7 @@ def test_golden_losses_and_gradients(case: dict, golden: dict) -> None:
     lengths = [int(row.sum()) for row in valid if row.any()]
     per_token = torch.tensor(lengths)
     advantage = tensor(case["advantage"]["grpo"])[valid.any(1)].repeat_interleave(per_token)
-    weights = tensor(token_weights(lengths, golden["aggregation"])).repeat_interleave(per_token)
+    weights = tensor(token_weights(lengths, [1.0] * len(lengths), golden["aggregation"])).repeat_interleave(per_token)
     log_ratio = (log_prob - old)[valid]
     if golden["kind"] == "gspo":
         log_ratio = sequence_log_ratio(log_ratio, lengths)
@@ -136,14 +136,23 @@ def test_far_log_ratios_stay_finite() -> None:
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
 def test_weights_come_from_the_whole_step(aggregation: Aggregation) -> None:
     lengths, loss = [3, 1, 4], [1.0, 2.0, 3.0]  # each token of a sequence has its loss
-    weights = token_weights(lengths, aggregation)
-    total = sum(length * weight * value for length, weight, value in zip(lengths, weights, loss, strict=True))
+
+    def total(counts: list[float]) -> float:
+        weights = token_weights(lengths, counts, aggregation)
+        return sum(length * weight * value for length, weight, value in zip(lengths, weights, loss, strict=True))
+
     by_hand = {
         "token-mean": (3 * 1 + 1 * 2 + 4 * 3) / 8,
         "seq-mean-token-mean": (1 + 2 + 3) / 3,
         "seq-mean-token-sum": (3 * 1 + 1 * 2 + 4 * 3) / 3,
     }
-    assert total == pytest.approx(by_hand[aggregation])
+    assert total([1, 1, 1]) == pytest.approx(by_hand[aggregation])
+    halved = {
+        "token-mean": (3 * 1 + 1 * 2 + 2 * 3) / 6,
+        "seq-mean-token-mean": (1 + 2 + 1.5) / 2.5,
+        "seq-mean-token-sum": (3 * 1 + 1 * 2 + 2 * 3) / 2.5,
+    }
+    assert total([1, 1, 0.5]) == pytest.approx(halved[aggregation])
 
 
 def test_importance_weights_by_hand() -> None:
