@@ -203,6 +203,20 @@ def test_dry_run_plans_and_starts_nothing(recipe: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_world_of_any_seed_is_made_and_named(tmp_path: Path) -> None:
+    small = [
+        "--toyworld.videos=1",
+        "--toyworld.held_out_videos=1",
+        "--toyworld.min_seconds=60",
+        "--toyworld.max_seconds=60",
+    ]
+    done = msjoe("toyworld", "--seed", "7", f"--data.cache={tmp_path}", *small)
+    assert done.returncode == 0, done.stderr
+    files = [Path(line.split()[1]) for line in done.stdout.splitlines()]
+    assert [file.stem for file in files] == ["train", "validation", "test"]
+    assert all("seed7" in file.parent.name and len(file.read_text().splitlines()) == 4 for file in files)
+
+
 def test_nothing_works_on_when_the_command_is_killed(tmp_path: Path) -> None:
     command = subprocess.Popen([sys.executable, "-m", "cluster.cli", "toyworld", "--train", str(tmp_path / "models")])
     while not (tmp_path / "models").exists():
