@@ -99,7 +99,8 @@ def main() -> None:
                 if name in options.cells or any(CELLS[other].after == name for other in options.cells):
                     folder = run_folder(options.runs, name, seed)
                     start = run_folder(options.runs, CELLS[name].after, seed) if CELLS[name].after else None
-                    done[folder] = pool.submit(measure, CELLS[name], seed, world, folder, start, start and done[start])
+                    started = done[start] if start else None
+                    done[folder] = pool.submit(measure, CELLS[name], seed, world, folder, start, started)
         for future in done.values():
             future.result()
             write(options.out, options.runs)
