@@ -95,7 +95,9 @@ def main() -> None:
     try:
         for seed in options.seeds:
             world = make_world(load_config(TOY, world_of(seed)))
-            for name in sorted(CELLS, key=lambda name: bool(CELLS[name].after)):  # those that others start from come first
+            for name in sorted(
+                CELLS, key=lambda name: bool(CELLS[name].after)
+            ):  # those that others start from come first
                 if name in options.cells or any(CELLS[other].after == name for other in options.cells):
                     folder = run_folder(options.runs, name, seed)
                     start = run_folder(options.runs, CELLS[name].after, seed) if CELLS[name].after else None
