@@ -31,7 +31,7 @@ from services.metrics import read_metrics
 from services.toyworld import ToyWorld
 
 FIRST, STEPS = 120, 40
-"""Training steps: of stage 1, whose network most cells start from, and of what follows. The former take a third of the time."""
+"""Training steps: of stage 1, whose network most cells start from, and of what follows."""
 GENTLE = 1e-4
 """Learning rate of the sampler in stage 2: its draws are sharp by then, and the recipe's rate throws them about."""
 TEST_VIDEOS = 96
@@ -95,9 +95,8 @@ def main() -> None:
     try:
         for seed in options.seeds:
             world = make_world(load_config(TOY, world_of(seed)))
-            for name in sorted(
-                CELLS, key=lambda name: bool(CELLS[name].after)
-            ):  # those that others start from come first
+            starts_first = sorted(CELLS, key=lambda name: bool(CELLS[name].after))
+            for name in starts_first:
                 if name in options.cells or any(CELLS[other].after == name for other in options.cells):
                     folder = run_folder(options.runs, name, seed)
                     start = run_folder(options.runs, CELLS[name].after, seed) if CELLS[name].after else None

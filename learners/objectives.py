@@ -50,7 +50,7 @@ def leave_one_out_baseline(rewards_N: Tensor, sizes: Sequence[int]) -> Tensor:
 def token_weights(lengths: Sequence[int], counts: Sequence[float], aggregation: Aggregation) -> list[float]:
     """What each token's loss of each sequence is multiplied by, so that the sum over all tokens is the step's loss.
 
-    `lengths` are those of every sequence of the step, positive; `counts`, as how many sequences it counts in the means:
+    `lengths` are those of every sequence of the step, positive; `counts`, as how many sequences each counts in the means:
     `token-mean` is the mean over all tokens; `seq-mean-token-mean` and `seq-mean-token-sum` are means over sequences of their
     tokens' mean or sum.
     """
