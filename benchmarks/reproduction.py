@@ -79,6 +79,27 @@ CELLS = {
 }
 
 
+@dataclass(frozen=True)
+class Expectation:
+    """That joint training is better than the best of `others` at K frames, by some percent points on the mean of seeds."""
+
+    text: str
+    others: tuple[str, ...]
+    points: float
+    frames: str = "K"
+    """How many joint training is shown."""
+
+
+EXPECTED = (
+    Expectation("joint ≥ uniform frames + 20", ("uniform",), 20),
+    Expectation("joint ≥ the best untrained selector + 5", ("uniform", "topk-question", "topk-queries"), 5),
+    Expectation("joint ≥ sampler only + 3", ("sampler",), 3),
+    Expectation("joint ≥ MLLM only + 3", ("mllm",), 3),
+    Expectation(f"joint at K = {BUDGET // 2} ≥ uniform frames at K = {BUDGET}", ("uniform",), 0, "K/2"),
+)
+"""The paper's shape in small."""
+
+
 def main() -> None:
     """Run what is missing, then write table, figure and JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -207,7 +228,20 @@ def _lines(table: Mapping[str, Any]) -> Iterator[str]:
         shares = [_points(list(row[column].values())) for column in COLUMNS if column != "minutes"]
         minutes = f"{mean(row['minutes'].values()):.1f}"
         yield f"| {' | '.join([row['title'], *shares, str(len(row['K'])), str(row['steps']), minutes])} |"
-    yield "\n![Right answers of every cell, a dot for each seed](reproduction.svg)"
+    yield "\n![Right answers of every cell, a dot for each seed](reproduction.svg)\n"
+    yield "| expected, the paper's shape in small | difference found | |"
+    yield "|---|---|---|"
+    for expected in EXPECTED:
+        if {"joint", *expected.others} <= table.keys():
+            yield _verdict(table, expected)
+
+
+def _verdict(table: Mapping[str, Any], expected: Expectation) -> str:
+    best = max((table[name]["K"] for name in expected.others), key=lambda accuracy: mean(accuracy.values()))
+    ours = table["joint"][expected.frames]
+    gains = [ours[seed] - best[seed] for seed in ours.keys() & best.keys()]
+    holds = mean(gains) >= expected.points / 100
+    return f"| {expected.text} | {_points(gains)} | {'holds' if holds else '**does not hold**'} |"
 
 
 def _points(values: Sequence[float]) -> str:
