@@ -105,11 +105,11 @@ class SamplerConfig(LearnerConfig):
     log_prob: Literal["plackett_luce", "independent"] = "plackett_luce"
     """Log-probability of a draw: exact for draws without replacement (ours), or the paper's sum of log p."""
     objective: Literal["joint", "difficulty"] = "joint"
-    """`joint`: stage 2, the trajectory's reward minus its baseline. `difficulty`: stage 1, right 1/c, wrong -1/(1-c)."""
+    """What a draw's answer is worth. `joint`: stage 2, its reward. `difficulty`: stage 1, right 1/c, wrong -1/(1-c)."""
     reward: Literal["total", "accuracy"] = "total"
     """Stage 2: which reward the sampler gets (two readings of the paper)."""
     baseline: bool = True
-    """Stage 2: subtract the leave-one-out mean of the group (ours)."""
+    """Subtract the mean of the other draws of the same queries, or of the group where there is none, in both stages (ours)."""
     wrong_at_zero: float = Field(default=0.0, le=0)
     """Stage 1: advantage of a wrong answer at pass rate 0 (ours: 0; the formula's value is -1)."""
     max_advantage: float = Field(default=10.0, gt=0)

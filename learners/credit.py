@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from learners.config import PolicyConfig, SamplerConfig
-from learners.objectives import difficulty_advantage, group_advantages, sampler_advantages, token_weights
-from services.schema import Group, Selection, Turn
+from learners.objectives import difficulty_advantage, draw_advantages, group_advantages, token_weights
+from services.schema import Group, Question, Selection, Trajectory, Turn
 
 
 @dataclass(frozen=True)
@@ -80,30 +80,33 @@ def _advantages(rewards: Sequence[Sequence[float]], config: PolicyConfig) -> lis
 def sampler_batch(groups: Sequence[Group], config: SamplerConfig) -> tuple[SamplerSample, ...]:
     """The draws with a gradient, each with its advantage; none for a selection in which nothing was drawn (T <= K).
 
-    `objective="difficulty"` (stage 1) reads the questions' pass rates, which must be below 1.
+    `objective="difficulty"` (stage 1) reads the questions' pass rates and drops those of 1.
     """
-    trajectories = [(group.question, trajectory) for group in groups for trajectory in group.trajectories]
-    advantages: list[float | None]
     if config.objective == "difficulty":
-        advantages = [
-            difficulty_advantage(trajectory.letter == question.answer, question.pass_rate, config)
-            for question, trajectory in trajectories
-        ]
-    else:
+        groups = [group for group in groups if group.question.pass_rate != 1]
+    trajectories = [(group.question, trajectory) for group in groups for trajectory in group.trajectories]
+    advantages = torch.tensor([_worth(question, trajectory, config) for question, trajectory in trajectories])
+    if config.baseline:
         sizes = [len(group.trajectories) for group in groups]
         draws = [len(sample) for group in groups for sample in group.samples]
-        rewards = [trajectory.reward for _, trajectory in trajectories]
-        advantages = sampler_advantages(rewards, sizes, draws, config).tolist()
+        advantages = draw_advantages(advantages, sizes, draws)
     draws_made = [
         (trajectory.selection, advantage)
-        for (_, trajectory), advantage in zip(trajectories, advantages, strict=True)
-        if advantage is not None and trajectory.selection.draw
+        for (_, trajectory), advantage in zip(trajectories, advantages.tolist(), strict=True)
+        if trajectory.selection.draw
     ]
     return tuple(
         SamplerSample(selection, advantage, 1 / len(draws_made))
         for selection, advantage in draws_made
         if advantage != 0.0 or config.entropy_bonus > 0
     )
+
+
+def _worth(question: Question, trajectory: Trajectory, config: SamplerConfig) -> float:
+    """Of a draw, before its baseline."""
+    if config.objective == "difficulty":
+        return difficulty_advantage(trajectory.letter == question.answer, question.pass_rate, config)
+    return trajectory.reward.total if config.reward == "total" else trajectory.reward.accuracy
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:

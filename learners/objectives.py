@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from learners.config import SamplerConfig
-from services.schema import Reward
 
 STD_EPSILON = 1e-6
 """Reward. Added to a group's standard deviation (verl's value)."""
@@ -126,16 +125,14 @@ def kl_estimate(log_prob: Tensor, ref_log_prob: Tensor, kind: Literal["k1", "k2"
     raise ValueError(f"kind = {kind!r}: one of k1, k2, k3")
 
 
-def difficulty_advantage(correct: bool, pass_rate: float | None, config: SamplerConfig) -> float | None:
-    """The sampler's advantage in stage 1, from the question's pass rate c: right 1/c, wrong -1/(1-c), size capped.
+def difficulty_advantage(correct: bool, pass_rate: float | None, config: SamplerConfig) -> float:
+    """The paper's advantage of a draw in stage 1, from the question's pass rate c: right 1/c, wrong -1/(1-c), size capped.
 
-    At c = 0: `max_advantage` when right, `wrong_at_zero` when wrong. None at c = 1: the question is to be dropped, the
-    frozen MLLM answers it from any frames. ValueError when `pass_rate` is None or outside 0…1.
+    At c = 0: `max_advantage` when right, `wrong_at_zero` when wrong. ValueError when `pass_rate` is None, or not in 0…1 or 1
+    itself: such a question is to be dropped, for the frozen MLLM answers it from any frames.
     """
-    if pass_rate is None or not 0 <= pass_rate <= 1:
-        raise ValueError(f"pass_rate = {pass_rate}: objective 'difficulty' needs the question's measured one, 0…1")
-    if pass_rate == 1:
-        return None
+    if pass_rate is None or not 0 <= pass_rate < 1:
+        raise ValueError(f"pass_rate = {pass_rate}: objective 'difficulty' needs the question's measured one, below 1")
     if pass_rate == 0:
         advantage = config.max_advantage if correct else config.wrong_at_zero
     else:
@@ -143,20 +140,15 @@ def difficulty_advantage(correct: bool, pass_rate: float | None, config: Sampler
     return max(-config.max_advantage, min(config.max_advantage, advantage))
 
 
-def sampler_advantages(
-    rewards: Sequence[Reward], sizes: Sequence[int], draws: Sequence[int], config: SamplerConfig
-) -> Tensor:
-    """The sampler's advantages in stage 2, [N] float32: `config.reward`, less its baseline when `config.baseline`.
+def draw_advantages(values_N: Tensor, sizes: Sequence[int], draws: Sequence[int]) -> Tensor:
+    """What the answers to draws were worth [N], less the sampler's baseline.
 
     The baseline is the mean of the other draws of the same queries, whose numbers are `draws`; where there is no other, that
     of the rest of the group, whose numbers are `sizes`. ValueError when either does not sum to N.
     """
-    rewards_N = torch.tensor([r.total if config.reward == "total" else r.accuracy for r in rewards])
-    if not config.baseline:
-        return rewards_N
     alone_N = torch.tensor([size == 1 for size in draws for _ in range(size)], dtype=torch.bool)
-    by_queries_N, by_group_N = leave_one_out_baseline(rewards_N, draws), leave_one_out_baseline(rewards_N, sizes)
-    return rewards_N - torch.where(alone_N, by_group_N, by_queries_N)
+    by_queries_N, by_group_N = leave_one_out_baseline(values_N, draws), leave_one_out_baseline(values_N, sizes)
+    return values_N - torch.where(alone_N, by_group_N, by_queries_N)
 
 
 def _dr_grpo(r_G: Tensor) -> Tensor:

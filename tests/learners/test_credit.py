@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ def group(
     pass_rate: float | None = None,
     drawn: bool = True,
     answer: Turn | None = None,
+    formats: Sequence[float] | None = None,
 ) -> Group:
     """A group whose right trajectories answer A; query turns of 3 tokens, answer turns of 2; `draws` a query turn."""
     draw = (1, 0) if drawn else ()
@@ -41,9 +44,9 @@ def group(
                 selection,
                 answer or turn(2),
                 "A" if accuracy else None,
-                Reward(accuracy, 0.1, 0.0),
+                Reward(accuracy, formatted, 0.0),
             )
-            for index, accuracy in enumerate(accuracies)
+            for index, (accuracy, formatted) in enumerate(zip(accuracies, formats or repeat(0.1), strict=False))
         ),
     )
 
@@ -143,12 +146,25 @@ def test_sampler_joint() -> None:
     batch = sampler_batch(groups, SamplerConfig())
     assert [sample.advantage for sample in batch] == pytest.approx([0.8, -0.4, -0.4])
     assert {sample.weight for sample in batch} == {1 / 3}, "where T <= K nothing was drawn"
-    plain = sampler_batch(groups, SamplerConfig(baseline=False, reward="accuracy"))
-    assert [sample.advantage for sample in plain] == pytest.approx([0.8])
+
+
+@pytest.mark.parametrize(
+    ("reward", "baseline", "expected"),
+    [
+        ("total", True, [0.9, -0.45, -0.45, -0.1, 0.1]),
+        ("accuracy", True, [0.8, -0.4, -0.4]),
+        ("total", False, [0.9, 0.1, 0.2]),
+        ("accuracy", False, [0.8]),
+    ],
+)
+def test_what_a_draw_is_worth(reward: Literal["total", "accuracy"], baseline: bool, expected: list[float]) -> None:
+    groups = [group("q", [0.8, 0.0, 0.0], formats=[0.1, 0.0, 0.0]), group("r", [0.0, 0.0], formats=[0.1, 0.2])]
+    batch = sampler_batch(groups, SamplerConfig(reward=reward, baseline=baseline))
+    assert [sample.advantage for sample in batch] == pytest.approx(expected)
 
 
 def test_sampler_by_difficulty() -> None:
-    config = SamplerConfig(objective="difficulty")
+    config = SamplerConfig(objective="difficulty", baseline=False)
     groups = [
         group("q", [0.8, 0.0], pass_rate=0.25),
         group("hard", [0.8, 0.0], pass_rate=0.0),
@@ -157,6 +173,8 @@ def test_sampler_by_difficulty() -> None:
     batch = sampler_batch(groups, config)
     assert [sample.advantage for sample in batch] == pytest.approx([4.0, -4 / 3, 10.0])
     assert {sample.weight for sample in batch} == {1 / 4}, "at c = 0 a wrong answer weighs 0; c = 1 is dropped"
+    batch = sampler_batch(groups, SamplerConfig(objective="difficulty"))
+    assert [sample.advantage for sample in batch] == pytest.approx([16 / 3, -16 / 3, 10.0, -10.0])
 
 
 def test_metrics() -> None:
