@@ -37,6 +37,8 @@ GENTLE = 1e-4
 TEST_VIDEOS = 96
 """Of four questions each."""
 FROZEN = "--policy.train=false"
+DRAWS = ("--train.group_size=2", "--train.draws=4")
+"""Of a frozen MLLM: as many answers as in the recipe, to half as many query turns."""
 BUDGET = load_config(TOY).frames.budget
 COLUMNS = {
     "K": "accuracy/after",
@@ -63,17 +65,17 @@ CELLS = {
     "uniform": Cell("uniform frames", ("--selector.kind=uniform", FROZEN), 0),
     "topk-question": Cell("top-k by the question", ("--selector.kind=topk", "--prompts.ask_clip=question", FROZEN), 0),
     "topk-queries": Cell("top-k by the queries", ("--selector.kind=topk", FROZEN), 0),
-    "stage-1": Cell("stage 1", ("--sampler.objective=difficulty", FROZEN), FIRST),
-    "sampler": Cell("sampler only (stage 1, then 2 without the MLLM)", (FROZEN,), after="stage-1"),
+    "stage-1": Cell("stage 1", ("--sampler.objective=difficulty", FROZEN, *DRAWS), FIRST),
+    "sampler": Cell("sampler only (stage 1, then 2 without the MLLM)", (FROZEN, *DRAWS), after="stage-1"),
     "mllm": Cell("MLLM only (top-k by its queries)", ("--selector.kind=topk",)),
     "joint": Cell("joint (stage 1, then 2)", after="stage-1"),
     "random": Cell("joint from a random sampler", steps=2 * STEPS),
-    "stage-1-plain": Cell("stage 1 without difficulty", (FROZEN,), FIRST),
+    "stage-1-plain": Cell("stage 1 without difficulty", (FROZEN, *DRAWS), FIRST),
     "plain": Cell("joint after stage 1 without difficulty", after="stage-1-plain"),
     "no-info": Cell("joint without r_info", ("--rewards.info=0",), after="stage-1"),
     "no-previews": Cell("joint without previews", ("--frames.previews=false",), after="stage-1"),
     "question": Cell("joint, question as the only query", ("--prompts.ask_clip=question",), after="stage-1"),
-    "flat": Cell("joint without nested groups", ("--train.group_size=16", "--train.draws=1"), after="stage-1"),
+    "flat": Cell("joint without nested groups", ("--train.group_size=8", "--train.draws=1"), after="stage-1"),
     "no-baseline": Cell("joint without the sampler's baseline", ("--sampler.baseline=false",), after="stage-1"),
     "independent": Cell("joint with independent log-probs", ("--sampler.log_prob=independent",), after="stage-1"),
 }
