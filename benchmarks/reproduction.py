@@ -2,12 +2,13 @@
 
 Every cell of the table is a run of `msjoe train` in a folder of its own, for each of some seeds; each seed is another world.
 Cells that are done are kept: a comparison that was stopped goes on where it was. Those of other machines, or of other folders,
-stay in `reproduction.json` unless the same cell of the same seed is run here.
+stay in `reproduction.json` unless the same cell of the same seed is run here. A change of the recipe starts all over.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shlex
 import shutil
@@ -40,6 +41,8 @@ FROZEN = "--policy.train=false"
 DRAWS = ("--train.group_size=2", "--train.draws=4")
 """Of a frozen MLLM: as many answers as in the recipe, to half as many query turns."""
 BUDGET = load_config(TOY).frames.budget
+RECIPE = hashlib.blake2b(TOY.read_bytes(), digest_size=4).hexdigest()
+"""Runs of one recipe do not count for another."""
 COLUMNS = {
     "K": "accuracy/after",
     "K/2": f"accuracy/after/{BUDGET // 2}",
@@ -181,7 +184,7 @@ def starts_from(run: Path) -> list[str]:
 
 def run_folder(runs: Path, name: str, seed: int) -> Path:
     """Where a cell's run is kept."""
-    return runs / f"seed-{seed}" / name
+    return runs / RECIPE / f"seed-{seed}" / name
 
 
 def results(runs: Path, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,6 +193,7 @@ def results(runs: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     for name, cell in CELLS.items():
         row = {
             "title": cell.title,
+            "recipe": RECIPE,
             "overrides": list(cell.overrides),
             "steps": cell.steps,
             "test_videos": TEST_VIDEOS,
@@ -206,7 +210,7 @@ def results(runs: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measured(runs: Path, name: str) -> Iterator[tuple[str, Mapping[str, float]]]:
-    for summary in sorted(runs.glob(f"seed-*/{name}/{SUMMARY}")):
+    for summary in sorted((runs / RECIPE).glob(f"seed-*/{name}/{SUMMARY}")):
         folder = summary.parent
         yield folder.parent.name.removeprefix("seed-"), read_metrics(folder)[-1] | json.loads(summary.read_text())
 
