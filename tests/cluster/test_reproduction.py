@@ -61,3 +61,10 @@ def test_results_from_elsewhere_stay_unless_the_cell_has_changed(tmp_path: Path,
     assert table["uniform"]["K"] == {"0": 0.4, "1": 0.3}
     assert "joint" not in table
     assert table["uniform"]["title"] == CELLS["uniform"].title
+
+
+def test_cells_of_different_seeds_are_not_compared(tmp_path: Path, page: Path) -> None:
+    finished(tmp_path, "uniform", 0, 0.4)
+    finished(tmp_path, "joint", 7, 0.7)
+    write(page.parent, tmp_path)
+    assert "joint ≥" not in page.read_text()
