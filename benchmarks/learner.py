@@ -45,6 +45,7 @@ from rich.table import Table
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
 import learners.mllm
 from benchmarks.random_turns import SHAPES, RandomFrames, make_folder, make_samples
@@ -55,6 +56,7 @@ from learners.mllm import LOGIT_CHUNK, PolicyNetwork, prepare_mllm
 from learners.packing import ATTENTION, packed_attention, plan_families
 from learners.policy import PolicyLearner
 from learners.rank import plan_micro_batches
+from learners.vision_attention import GroupedVisionAttention
 from services.config import DataConfig, FramesConfig
 
 ON_GPU = torch.cuda.is_available()
@@ -66,6 +68,7 @@ class Measured(PolicyLearner):
 
     attention: ClassVar[Any] = {"text_config": ATTENTION, "vision_config": "sdpa"}
     network_class = PolicyNetwork
+    vision_class: type[Qwen2_5_VLVisionAttention] = GroupedVisionAttention
 
     def __init__(self, config: PolicyConfig, options: argparse.Namespace, folder: str) -> None:
         self.random_weights = options.model is None
@@ -82,11 +85,20 @@ class Measured(PolicyLearner):
                 mllm = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(self._model), **how)
         else:
             mllm = AutoModelForImageTextToText.from_pretrained(self._model, **how)
-        return self.network_class(prepare_mllm(mllm, self.config), self._temperature)
+        mllm = prepare_mllm(mllm, self.config)
+        for block in mllm.model.visual.blocks:
+            block.attn.__class__ = self.vision_class
+        return self.network_class(mllm, self._temperature)
 
     def accumulate(self, losses: Sequence[Callable[[], torch.Tensor]], step: int) -> float:
         self.passes = losses
         return super().accumulate(losses, step)
+
+
+class WindowsLearner(Measured):
+    """Attends once a window in the vision tower."""
+
+    vision_class = Qwen2_5_VLVisionAttention
 
 
 class PaddedNetwork(PolicyNetwork):
@@ -115,7 +127,7 @@ class PaddedNetwork(PolicyNetwork):
         return log_probs[is_real_BL.flatten().nonzero()[predicts, 0]], torch.zeros(len(targets), device=DEVICE)
 
 
-class PaddedLearner(Measured):
+class PaddedLearner(WindowsLearner):
     """The longest turns first, as many as the budget holds with their padding."""
 
     attention = "sdpa"
@@ -154,6 +166,7 @@ def all_rows(dtype: str) -> list[Row]:
         Row("one turn a pass", {"micro_batch_tokens": 1}),
         Row("no checkpointing", {"gradient_checkpointing": False}),
         Row("all logits at once", logit_chunk=2**62),
+        Row("a call each window", rank_class=WindowsLearner),
         Row("vision frozen", {"freeze_vision": True}),
         Row("LoRA r=16", {"lora_rank": 16}),
         Row(other, {"dtype": other}),
@@ -216,14 +229,26 @@ def measure(row: Row, options: argparse.Namespace, folder: str) -> Result:
 
 def model_flops(learner: Measured, config: PolicyConfig) -> float:
     """Of one update, by the module docstring's rule."""
-    # PyTorch's counter knows the attention kernels of GPUs only.
-    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *qkv, **_: sdpa_flop_count(*qkv[:3])}
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+    # PyTorch's counter does not know the CPU's attention, nor keys with fewer heads than queries on a GPU.
+    aten = torch.ops.aten
+    kernels = [
+        aten._scaled_dot_product_flash_attention_for_cpu,
+        aten._scaled_dot_product_flash_attention,
+        aten._scaled_dot_product_efficient_attention,
+        aten._scaled_dot_product_cudnn_attention,
+    ]
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=dict.fromkeys(kernels, _attention)) as counter:
         for compute in learner.passes:
             compute()
     (vision,) = (sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.endswith(".visual"))
     language = counter.get_total_flops() - vision
     return language * (2 if config.lora_rank else 3) + vision * (1 if config.lora_rank or config.freeze_vision else 3)
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of both products, from the shapes [B, H, L, D] of a fused call."""
+    heads = (query[0], query[1])
+    return int(sdpa_flop_count(query, (*heads, *key[2:]), (*heads, *value[2:])))
 
 
 def matmul_rate(dtype: torch.dtype) -> float:

@@ -41,7 +41,11 @@ def load_mllm(model: str, dtype: str, config: PolicyConfig) -> Any:
 
 
 def prepare_mllm(mllm: Any, config: PolicyConfig) -> Any:
-    """Freeze, adapt and checkpoint what `config` says."""
+    """Group the vision tower's attention; freeze, adapt and checkpoint what `config` says."""
+    from learners.vision_attention import GroupedVisionAttention
+
+    for block in mllm.model.visual.blocks:
+        block.attn.__class__ = GroupedVisionAttention
     if config.lora_rank:
         from peft import LoraConfig, inject_adapter_in_model
 
