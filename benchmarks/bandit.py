@@ -142,7 +142,7 @@ class Estimator:
     draws: int
     """M."""
     baseline: Baseline
-    """`nested`: mean of the other draws of the same queries. `group`: that of all others of the group."""
+    """`nested`: ours, by what queries and draws vary. `group`: the mean of all others of the group."""
 
 
 def gradient_variance(
@@ -152,25 +152,25 @@ def gradient_variance(
 
     The network stays as it is. Every question is asked `repeats` times anew, and each time the draws (and the answers)
     are made twice from the same queries, which tells the two parts apart. Estimators that differ only in their baseline
-    see the same trajectories.
+    see the same trajectories; all of them count as one step.
     """
     rng = np.random.default_rng((seed, 2))
     asked = puzzles(world, questions, rng)
     shapes = dict.fromkeys((estimator.samples, estimator.draws) for estimator in estimators)
-    gradients: dict[Estimator, list[Tensor]] = {estimator: [] for estimator in estimators}
-    traces: dict[Estimator, list[Tensor]] = {estimator: [] for estimator in estimators}
+    groups: dict[tuple[int, int], list[Group]] = {shape: [] for shape in shapes}
     for puzzle in asked:
         for samples, draws in shapes:
-            of_shape = [e for e in estimators if (e.samples, e.draws) == (samples, draws)]
             for _ in range(repeats):
                 matrices = similarities(world, puzzle, samples, rng)
-                for group in play(world, network, [(puzzle, matrices)] * 2, draws, rng):
-                    for estimator in of_shape:
-                        gradients[estimator].append(gradient(network, credit(group, estimator.baseline)))
-            for estimator in of_shape:
-                traces[estimator].append(_variances(torch.stack(gradients[estimator]).unflatten(0, (repeats, 2))))
-                gradients[estimator].clear()
-    return {estimator: torch.stack(of_questions) for estimator, of_questions in traces.items()}
+                groups[samples, draws] += play(world, network, [(puzzle, matrices)] * 2, draws, rng)
+    traces = {}
+    for estimator in estimators:
+        by_group = credit(groups[estimator.samples, estimator.draws], estimator.baseline)
+        gradients = torch.stack([gradient(network, samples) for samples in by_group])
+        traces[estimator] = torch.stack(
+            [_variances(of_question) for of_question in gradients.unflatten(0, (questions, repeats, 2))]
+        )
+    return traces
 
 
 def _variances(gradients_R2P: Tensor) -> Tensor:
@@ -180,11 +180,17 @@ def _variances(gradients_R2P: Tensor) -> Tensor:
     return torch.stack([total, within])
 
 
-def credit(group: Group, baseline: Baseline) -> tuple[SamplerSample, ...]:
-    """The samples of `group` under a baseline; that of the whole group takes all trajectories for one query sample's."""
+def credit(groups: Sequence[Group], baseline: Baseline) -> list[list[SamplerSample]]:
+    """The samples of each group under a baseline; that of the whole group takes all trajectories for one query sample's."""
     if baseline == "group":
-        group = replace(group, trajectories=tuple(replace(trajectory, sample=0) for trajectory in group.trajectories))
-    return sampler_batch([group], SamplerConfig(baseline=baseline != "none"))
+        groups = [
+            replace(group, trajectories=tuple(replace(t, sample=0) for t in group.trajectories)) for group in groups
+        ]
+    owner = {id(t.selection): index for index, group in enumerate(groups) for t in group.trajectories}
+    found: list[list[SamplerSample]] = [[] for _ in groups]
+    for sample in sampler_batch(groups, SamplerConfig(baseline=baseline != "none")):
+        found[owner[id(sample.selection)]].append(sample)
+    return found
 
 
 def gradient(network: UNetSampler, samples: Sequence[SamplerSample]) -> Tensor:

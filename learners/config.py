@@ -109,7 +109,7 @@ class SamplerConfig(LearnerConfig):
     reward: Literal["total", "accuracy"] = "total"
     """Stage 2: which reward the sampler gets (two readings of the paper)."""
     baseline: bool = True
-    """Subtract the mean of the other draws of the same queries, or of the group where there is none, in both stages (ours)."""
+    """Subtract what the group's other draws say of a draw's queries, those of the same queries first, in both stages (ours)."""
     wrong_at_zero: float = Field(default=0.0, le=0)
     """Stage 1: advantage of a wrong answer at pass rate 0 (ours: 0; the formula's value is -1)."""
     max_advantage: float = Field(default=10.0, gt=0)

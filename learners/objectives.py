@@ -40,12 +40,6 @@ def group_advantages(rewards_N: Tensor, sizes: Sequence[int], kind: Advantage = 
     return _per_group(_ADVANTAGES[kind], rewards_N, sizes)
 
 
-def leave_one_out_baseline(rewards_N: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Mean reward of the other trajectories of the group, [N] in the dtype of `rewards_N`; 0 in a group of one, which
-    has no others. ValueError when `sizes` does not sum to N."""
-    return _per_group(lambda r_G: (r_G.sum() - r_G) / max(len(r_G) - 1, 1), rewards_N, sizes)
-
-
 def token_weights(lengths: Sequence[int], counts: Sequence[float], aggregation: Aggregation) -> list[float]:
     """What each token's loss of each sequence is multiplied by, so that the sum over all tokens is the step's loss.
 
@@ -141,14 +135,36 @@ def difficulty_advantage(correct: bool, pass_rate: float | None, config: Sampler
 
 
 def draw_advantages(values_N: Tensor, sizes: Sequence[int], draws: Sequence[int]) -> Tensor:
-    """What the answers to draws were worth [N], less the sampler's baseline.
+    """What the answers to draws were worth [N], less the sampler's baseline, which no draw has a part in itself.
 
-    The baseline is the mean of the other draws of the same queries, whose numbers are `draws`; where there is no other, that
-    of the rest of the group, whose numbers are `sizes`. ValueError when either does not sum to N.
+    The baseline estimates what the draw's queries are worth, from the mean of their other draws, whose numbers are `draws`,
+    and that of the group's other queries, whose numbers of draws sum to `sizes`. Each weighs by the inverse of its variance,
+    got from the variances of the step between and within queries; without others the baseline is 0. ValueError when `sizes`
+    or `draws` does not sum to N.
     """
-    alone_N = torch.tensor([size == 1 for size in draws for _ in range(size)], dtype=torch.bool)
-    by_queries_N, by_group_N = leave_one_out_baseline(values_N, draws), leave_one_out_baseline(values_N, sizes)
-    return values_N - torch.where(alone_N, by_group_N, by_queries_N)
+    if not sum(sizes) == sum(draws) == len(values_N):
+        raise ValueError(f"sizes {list(sizes)} and draws {list(draws)} must both sum to the {len(values_N)} values")
+    sums_Q, draws_Q = _sums(values_N.double(), draws), torch.tensor(draws, dtype=torch.int64)
+    sums_G, sizes_G = _sums(values_N.double(), sizes), torch.tensor(sizes, dtype=torch.int64)
+    query_N, group_N = _owners(draws), _owners(sizes)
+    group_Q = group_N[draws_Q.cumsum(0) - 1]
+    squares_G = torch.zeros_like(sizes_G).index_add(0, group_Q, draws_Q.square())
+
+    # The variances' unbiased estimates (one-way analysis of variance, with the queries of a group as its classes).
+    means_Q = sums_Q / draws_Q
+    within = (values_N - means_Q[query_N]).square().sum() / max(len(values_N) - len(draws), 1)
+    spread = (draws_Q * (means_Q - (sums_G / sizes_G)[group_Q]).square()).sum() - (len(draws) - len(sizes)) * within
+    between = spread.clamp(min=0) / (sizes_G - squares_G / sizes_G).sum().clamp(min=1)
+
+    draws_N, sizes_N = draws_Q[query_N], sizes_G[group_N]
+    others_N, rest_N = (draws_N - 1).clamp(min=1), (sizes_N - draws_N).clamp(min=1)
+    of_query_N = (sums_Q[query_N] - values_N) / others_N
+    of_rest_N = (sums_G[group_N] - sums_Q[query_N]) / rest_N
+    query_variance_N = within / others_N
+    rest_variance_N = between * (1 + (squares_G[group_N] - draws_N**2) / rest_N**2) + within / rest_N
+    weight_N = (rest_variance_N / (query_variance_N + rest_variance_N)).nan_to_num(0.0)  # where nothing varies
+    weight_N = weight_N.masked_fill(sizes_N == draws_N, 1.0).masked_fill(draws_N == 1, 0.0)
+    return values_N - (weight_N * of_query_N + (1 - weight_N) * of_rest_N).to(values_N.dtype)
 
 
 def _dr_grpo(r_G: Tensor) -> Tensor:
@@ -175,8 +191,16 @@ def _per_group(function: Callable[[Tensor], Tensor], rewards_N: Tensor, sizes: S
     return torch.cat(groups).to(rewards_N.dtype) if groups else rewards_N.clone()
 
 
+def _owners(counts: Sequence[int]) -> Tensor:
+    """Of `counts` consecutive elements each: which run an element belongs to."""
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+
+
+def _sums(values: Tensor, counts: Sequence[int]) -> Tensor:
+    """Of consecutive runs."""
+    return values.new_zeros(len(counts)).index_add(0, _owners(counts).to(values.device), values)
+
+
 def _sequence_sums(values_L: Tensor, lengths: Sequence[int]) -> Tensor:
     """Each token's sequence's sum, [L]."""
-    lengths_tensor = torch.tensor(lengths, device=values_L.device)
-    owner_L = torch.arange(len(lengths), device=values_L.device).repeat_interleave(lengths_tensor)
-    return values_L.new_zeros(len(lengths)).index_add(0, owner_L, values_L)[owner_L]
+    return _sums(values_L, lengths)[_owners(lengths).to(values_L.device)]

@@ -18,7 +18,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionA
 class GroupedVisionAttention(Qwen2_5_VLVisionAttention):
     """The same weights and results as transformers'; a module of its class becomes one of this by its `__class__`."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
     ) -> Tensor:
         """[L, H * D]; each patch sees those of its window, which ends at one of `cu_seqlens` and begins at the one before."""
@@ -26,10 +26,10 @@ class GroupedVisionAttention(Qwen2_5_VLVisionAttention):
         query, key, value = self.qkv(hidden_states).reshape(length, 3, self.num_heads, self.head_dim).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
         groups, places = _grouped(cu_seqlens)
-        attended = [
-            scaled_dot_product_attention(*(x[rows].transpose(1, 2) for x in (query, key, value)), scale=self.scaling)
-            for rows in groups
-        ]
+        attended = []
+        for rows in groups:
+            q_WHND, k_WHND, v_WHND = (x[rows].transpose(1, 2) for x in (query, key, value))
+            attended.append(scaled_dot_product_attention(q_WHND, k_WHND, v_WHND, scale=self.scaling))
         by_group = torch.cat([x_WHND.transpose(1, 2).reshape(-1, self.dim) for x_WHND in attended])
         return self.proj(by_group[places])
 
@@ -46,4 +46,4 @@ def _grouped(bounds: Tensor) -> tuple[list[Tensor], Tensor]:
             for length in lengths.unique().tolist()
         ]
         bounds.grouped = groups, torch.cat([rows.flatten() for rows in groups]).argsort()  # type: ignore[attr-defined]
-    return bounds.grouped  # type: ignore[attr-defined, no-any-return]
+    return bounds.grouped  # type: ignore[attr-defined]

@@ -61,5 +61,5 @@ def test_both_baselines_see_the_same_trajectories(joint: Training) -> None:
     (group,) = play(WORLD, joint.networks[0], [(puzzle, similarities(WORLD, puzzle, 4, rng))], 4, rng)
     rewards = np.reshape([t.reward.total for t in group.trajectories], (4, 4))
     of_group = rewards - (rewards.sum() - rewards) / 15
-    advantages = [s.advantage for s in credit(group, "group")]
+    advantages = [s.advantage for s in credit([group], "group")[0]]
     assert advantages == pytest.approx(of_group.ravel()[of_group.ravel() != 0].tolist())

@@ -82,7 +82,7 @@ def test_what_a_kl_or_an_entropy_bonus_pulls_on_stays() -> None:
 
 
 def test_nested_groups_by_hand() -> None:
-    """Two query turns with two draws each: queries by their means, answers among all, draws among their own queries."""
+    """Two query turns with two draws each: queries by their means, answers and draws among all."""
     groups = [group("q", [0.8, 0.0, 0.0, 0.0], draws=2)]
     batch = policy_batch(groups, PolicyConfig(advantage="dr_grpo"))
     assert advantages(batch, "query") == pytest.approx([0.2, -0.2])
@@ -90,8 +90,11 @@ def test_nested_groups_by_hand() -> None:
     weights = [sample.weight for sample in batch]
     assert weights == [1 / 10, 1 / 20, 1 / 20] * 2, "2 queries of 3 tokens and, half each, 4 answers of 2"
     drawn = sampler_batch(groups, SamplerConfig())
-    assert [sample.advantage for sample in drawn] == pytest.approx([0.8, -0.8])
-    assert {sample.weight for sample in drawn} == {1 / 4}, "draws without advantage still divide the mean"
+    assert [sample.advantage for sample in drawn] == pytest.approx([0.8, -0.8 / 3, -0.8 / 3, -0.8 / 3])
+    drawn = sampler_batch([group("q", [0.8, 0.8, 0.0, 0.0], draws=2)], SamplerConfig())
+    assert drawn == (), "where queries decide all, nothing is left to the draws"
+    drawn = sampler_batch([*groups, group("all alike", [0.8, 0.8])], SamplerConfig())
+    assert {sample.weight for sample in drawn} == {1 / 6}, "draws without advantage still divide the mean"
 
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
@@ -115,7 +118,7 @@ def test_a_group_that_lost_members() -> None:
     assert advantages(batch, "query") == pytest.approx([0.2, -0.2])
     assert advantages(batch, "answer") == pytest.approx([0.8 / 3, 0.8 / 3, -1.6 / 3])
     drawn = [sample.advantage for sample in sampler_batch([rest], SamplerConfig())]
-    assert drawn == pytest.approx([0.4, 0.8, -0.8]), "alone with its queries: compared with the rest of the group"
+    assert drawn == pytest.approx([0.4, 0.4, -0.8])
     alone = Group(whole.question, whole.trajectories[:1])
     assert policy_batch([alone], PolicyConfig()) == ()
     assert rollout_metrics([rest, alone])["rollout/group_size"] == 2

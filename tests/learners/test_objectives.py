@@ -20,7 +20,6 @@ from learners.objectives import (
     group_advantages,
     importance_weights,
     kl_estimate,
-    leave_one_out_baseline,
     sequence_log_ratio,
     token_weights,
 )
@@ -48,7 +47,7 @@ def test_golden_advantages(case: dict, kind: Advantage) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_golden_leave_one_out(case: dict) -> None:
     rewards = tensor(case["rewards"])
-    found = rewards - leave_one_out_baseline(rewards, sizes(case))
+    found = draw_advantages(rewards, sizes(case), [1] * len(rewards))
     torch.testing.assert_close(found, tensor(case["advantage"]["rloo"]), atol=1e-5, rtol=0)
 
 
@@ -87,7 +86,8 @@ def test_equal_rewards_and_lone_trajectories_give_exact_zeros() -> None:
     assert (found[:8] == 0).all()
     assert (group_advantages(torch.full((7,), 0.9, dtype=torch.float64), [7]) == 0).all()
     torch.testing.assert_close(found[8:], torch.tensor([-0.5, 0.5]) / 0.5**0.5, atol=1e-5, rtol=0)
-    assert leave_one_out_baseline(rewards, [7, 1, 2])[7:].tolist() == [0, 1, 0]
+    assert draw_advantages(rewards, [7, 1, 2], [3, 4, 1, 1, 1]).tolist() == [0] * 7 + [rewards[7], -1, 1]
+    assert (draw_advantages(rewards[:7], [7], [3, 4]) == 0).all()
 
 
 def test_bad_groups_and_kinds_are_named() -> None:
@@ -216,7 +216,36 @@ def test_difficulty_needs_a_pass_rate(pass_rate: float | None) -> None:
         difficulty_advantage(True, pass_rate, SamplerConfig())
 
 
-def test_draws_of_the_same_queries_are_compared_with_each_other() -> None:
-    rewards = torch.tensor([1.0, 0.0, 0.5, 0.5, 0.2])
-    found = draw_advantages(rewards, [5], [2, 2, 1])  # the last lost its companion
-    torch.testing.assert_close(found, torch.tensor([1.0, -1.0, 0.0, 0.0, 0.2 - 2.0 / 4]), atol=1e-6, rtol=0)
+@pytest.mark.parametrize(
+    ("values", "draws", "baseline"),
+    [
+        # Variance within queries 0.02, between them 0.31: the other draw weighs 0.63 / 0.65.
+        ([1.0, 0.8, 0.0, 0.2], [2, 2], [(63 * 0.8 + 2 * 0.1) / 65, (63 + 2 * 0.1) / 65]),
+        # Queries differ by less than their draws' luck: all others weigh alike. The last lost its companion.
+        ([1.0, 0.0, 0.5, 0.5, 0.2], [2, 2, 1], [1.2 / 4, 2.2 / 4, 1.7 / 4, 1.7 / 4, 2.0 / 4]),
+        ([1.0, 0.0, 0.2], [3], [0.1, 0.6, 0.5]),
+        ([1.0, 0.0, 0.2], [1, 1, 1], [0.1, 0.6, 0.5]),
+        ([0.7], [1], [0.0]),
+    ],
+)
+def test_draws_are_compared_with_all_that_tells_of_their_queries(
+    values: list[float], draws: list[int], baseline: list[float]
+) -> None:
+    found = tensor(values) - draw_advantages(tensor(values), [len(values)], draws)
+    torch.testing.assert_close(found[: len(baseline)], tensor(baseline), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("between", [0.0, 0.3, 1.0, 10.0])
+def test_the_baseline_is_no_noisier_than_either_mean(between: float) -> None:
+    """That of the other draws of the same queries, and that of the whole group: of 2000 groups of 4 queries with 2 draws."""
+    generator = torch.Generator().manual_seed(0)
+    values = between**0.5 * torch.randn(2000, 4, 1, generator=generator) + torch.randn(2000, 4, 2, generator=generator)
+    found = draw_advantages(values.flatten(), [8] * 2000, [2] * 8000)
+    of_query = draw_advantages(values.flatten(), [2] * 8000, [2] * 8000)
+    of_group = draw_advantages(values.flatten(), [8] * 2000, [1] * 16000)
+    assert found.var() <= 1.01 * min(of_query.var(), of_group.var())
+
+
+def test_groups_and_draws_must_agree() -> None:
+    with pytest.raises(ValueError, match=r"sizes \[2\] and draws \[2, 1\]"):
+        draw_advantages(torch.zeros(3), [2], [2, 1])
