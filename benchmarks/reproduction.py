@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -117,15 +118,14 @@ def main() -> None:
     pool = ThreadPoolExecutor(options.jobs)
     done: dict[Path, Future[None]] = {}
     try:
-        for seed in options.seeds:
-            world = make_world(load_config(TOY, world_of(seed)))
-            starts_first = sorted(CELLS, key=lambda name: bool(CELLS[name].after))
-            for name in starts_first:
-                if name in options.cells or any(CELLS[other].after == name for other in options.cells):
-                    folder = run_folder(options.runs, name, seed)
-                    start = run_folder(options.runs, CELLS[name].after, seed) if CELLS[name].after else None
-                    started = done[start] if start else None
-                    done[folder] = pool.submit(measure, CELLS[name], seed, world, folder, start, started)
+        worlds = {seed: make_world(load_config(TOY, world_of(seed))) for seed in options.seeds}
+        # What others start from comes first, of all seeds: a job that waits for its start would keep others waiting.
+        for name, seed in sorted(product(CELLS, options.seeds), key=lambda cell: bool(CELLS[cell[0]].after)):
+            if name in options.cells or any(CELLS[other].after == name for other in options.cells):
+                folder = run_folder(options.runs, name, seed)
+                start = run_folder(options.runs, CELLS[name].after, seed) if CELLS[name].after else None
+                started = done[start] if start else None
+                done[folder] = pool.submit(measure, CELLS[name], seed, worlds[seed], folder, start, started)
         for future in done.values():
             future.result()
             write(options.out, options.runs)
