@@ -240,6 +240,8 @@ def _lines(table: Mapping[str, Any]) -> Iterator[str]:
     for expected in EXPECTED:
         if {"joint", *expected.others} <= table.keys():
             yield from _verdict(table, expected)
+    if {"joint", "random"} <= table.keys():
+        yield from _steadiness(table["joint"]["K"], table["random"]["K"])
 
 
 def _verdict(table: Mapping[str, Any], expected: Expectation) -> Iterator[str]:
@@ -249,6 +251,15 @@ def _verdict(table: Mapping[str, Any], expected: Expectation) -> Iterator[str]:
     if gains:  # of seeds that both have run
         holds = mean(gains) >= expected.points / 100
         yield f"| {expected.text} | {_points(gains)} | {'holds' if holds else '**does not hold**'} |"
+
+
+def _steadiness(joint: Mapping[str, float], random: Mapping[str, float]) -> Iterator[str]:
+    """Whether stage 1 makes worlds end alike, by their standard deviation."""
+    seeds = joint.keys() & random.keys()
+    if len(seeds) > 1:
+        ours, theirs = (100 * stdev(accuracy[seed] for seed in seeds) for accuracy in (joint, random))
+        verdict = "holds" if ours < theirs else "**does not hold**"
+        yield f"| joint steadier than from a random sampler | ± {ours:.1f} against ± {theirs:.1f} | {verdict} |"
 
 
 def _points(values: Sequence[float]) -> str:

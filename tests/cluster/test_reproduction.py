@@ -47,6 +47,15 @@ def test_the_page_says_what_was_found_and_what_was_expected(tmp_path: Path, page
     assert "| joint ≥ sampler only + 3 | 2.0 | **does not hold** |" in page.read_text()
 
 
+def test_steadiness_is_the_spread_over_the_worlds_that_both_have_run(tmp_path: Path, page: Path) -> None:
+    for seed, (joint, random) in enumerate([(0.7, 0.5), (0.72, 0.6)]):
+        finished(tmp_path, "joint", seed, joint)
+        finished(tmp_path, "random", seed, random)
+    finished(tmp_path, "joint", 2, 0.1)
+    write(page.parent, tmp_path)
+    assert "| joint steadier than from a random sampler | ± 1.4 against ± 7.1 | holds |" in page.read_text()
+
+
 def test_results_from_elsewhere_stay_unless_the_cell_has_changed(tmp_path: Path, page: Path) -> None:
     finished(tmp_path / "there", "uniform", 0, 0.4)
     finished(tmp_path / "there", "joint", 0, 0.7)
