@@ -228,12 +228,15 @@ def write(out: Path, runs: Path) -> None:
 
 
 def _lines(table: Mapping[str, Any]) -> Iterator[str]:
-    yield f"| | K = {BUDGET} | K = {BUDGET // 2} | moments seen | queries right | seeds | steps | minutes |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for row in table.values():
-        shares = [_points(list(row[column].values())) for column in COLUMNS if column != "minutes"]
+    yield f"| | K = {BUDGET} | joint's lead | K = {BUDGET // 2} | moments seen | queries right | seeds | steps | minutes |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    joint = table.get("joint", {"K": {}})["K"]
+    for name, row in table.items():
+        better = _points(_gains(joint, row["K"])) if name != "joint" else ""
+        accuracy, *shares = (_points(list(row[column].values())) for column in COLUMNS if column != "minutes")
         minutes = f"{mean(row['minutes'].values()):.1f}"
-        yield f"| {' | '.join([row['title'], *shares, str(len(row['K'])), str(row['steps']), minutes])} |"
+        cells = [row["title"], accuracy, better, *shares, str(len(row["K"])), str(row["steps"]), minutes]
+        yield f"| {' | '.join(cells)} |"
     yield "\n![Right answers of every cell, a dot for each seed](reproduction.svg)\n"
     yield "| expected, the paper's shape in small | difference found | |"
     yield "|---|---|---|"
@@ -246,11 +249,15 @@ def _lines(table: Mapping[str, Any]) -> Iterator[str]:
 
 def _verdict(table: Mapping[str, Any], expected: Expectation) -> Iterator[str]:
     best = max((table[name]["K"] for name in expected.others), key=lambda accuracy: mean(accuracy.values()))
-    ours = table["joint"][expected.frames]
-    gains = [ours[seed] - best[seed] for seed in ours.keys() & best.keys()]
-    if gains:  # of seeds that both have run
+    gains = _gains(table["joint"][expected.frames], best)
+    if gains:
         holds = mean(gains) >= expected.points / 100
         yield f"| {expected.text} | {_points(gains)} | {'holds' if holds else '**does not hold**'} |"
+
+
+def _gains(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[float]:
+    """Differences in the worlds that both have run."""
+    return [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
 
 
 def _steadiness(joint: Mapping[str, float], random: Mapping[str, float]) -> Iterator[str]:
