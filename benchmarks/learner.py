@@ -1,7 +1,7 @@
 """One GRPO update of the policy learner: what each of its optimisations saves in time and in memory.
 
     python -m benchmarks.learner --questions 1 --group 4 --frames 8 --tokens-per-frame 48 --preview-tokens 16 \
-        --query-tokens 96 --answer-tokens 48 --micro-batch-tokens 2048 --rounds 1
+        --query-tokens 96 --answer-tokens 48 --micro-batch-tokens 2048 --rounds 3
 
 The model is a folder's, or has a shape and random weights. Each question has G query turns that share a prompt with K // 2
 previews, and G answer turns with K frames of their own each; frames, tokens and advantages are random. A row is a process of
