@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from cluster.cli import TOY
@@ -203,7 +204,8 @@ def results(runs: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         same = same if row.items() <= same.items() else {}  # measured by other rules
         measured = dict(_measured(runs, name))
         for column, metric in COLUMNS.items():
-            row[column] = same.get(column, {}) | {seed: metrics[metric] for seed, metrics in measured.items()}
+            values = same.get(column, {}) | {seed: metrics[metric] for seed, metrics in measured.items()}
+            row[column] = dict(sorted(values.items()))
         if row["K"]:
             table[name] = row
     return table
@@ -220,7 +222,8 @@ def write(out: Path, runs: Path) -> None:
     record = out / "reproduction.json"
     table = results(runs, json.loads(record.read_text()) if record.exists() else {})
     record.write_text(json.dumps(table, indent=1) + "\n")
-    draw(table).savefig(out / "reproduction.svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "reproduction"}):  # the same results make the same bytes
+        draw(table).savefig(out / "reproduction.svg", metadata={"Date": None})
     page = out / "reproduction.md"
     before, begin, rest = page.read_text().partition("<!-- table -->\n")
     _, end, behind = rest.partition("<!-- end of table -->")
