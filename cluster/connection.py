@@ -33,6 +33,7 @@ def connect(config: ClusterConfig) -> None:
         return
     memory = None if config.object_store_gib is None else int(config.object_store_gib * 2**30)
     ray.init(
+        address="local",  # without one, Ray would join whatever cluster it finds on this machine
         include_dashboard=False,
         object_store_memory=memory,
         runtime_env={"env_vars": COMMON_ENV},

@@ -24,6 +24,7 @@ def ray_cluster() -> Iterator[None]:
     from cluster.connection import COMMON_ENV
 
     ray.init(
+        address="local",
         num_cpus=8,
         include_dashboard=False,
         object_store_memory=512 * 2**20,
