@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.figure import Figure
 
-from cluster.config import Config
+from cluster.config import load_config
 from services.toyworld.truth import Truth, read_truth
 from services.trajectories import VALIDATION, read_trajectories
 
@@ -30,7 +29,7 @@ def main() -> None:
     parser.add_argument("--question", help="its id, one of those whose similarity rows the run kept")
     parser.add_argument("--out", type=Path, default=Path("docs/evolution.svg"))
     options = parser.parse_args()
-    config = Config(**yaml.safe_load((options.run_dir / "config.yaml").read_text()))
+    config = load_config(options.run_dir / "config.yaml")
     assert config.data.validation is not None
     truth = read_truth(config.data.validation)
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)

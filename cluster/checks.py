@@ -27,7 +27,7 @@ def resolve(config: Config, world: ToyWorld | None) -> Config:
     def model(name: str, toy: str) -> str:
         if not name:
             return str(MODELS / toy) if config.toyworld else ""
-        return str(Path(name).expanduser().absolute()) if is_folder(name) else name
+        return str(Path(name).absolute()) if is_folder(name) else name
 
     questions, validation = config.data.questions, config.data.validation
     if world and questions is None:
@@ -37,14 +37,14 @@ def resolve(config: Config, world: ToyWorld | None) -> Config:
         update={
             "data": config.data.model_copy(
                 update={
-                    "questions": questions and questions.expanduser().absolute(),
-                    "validation": validation and validation.expanduser().absolute(),
-                    "video_root": root and root.expanduser().absolute(),
-                    "cache": config.data.cache.expanduser().absolute(),
+                    "questions": questions and questions.absolute(),
+                    "validation": validation and validation.absolute(),
+                    "video_root": root and root.absolute(),
+                    "cache": config.data.cache.absolute(),
                 }
             ),
             "policy": config.policy.model_copy(update={"model": model(config.policy.model, "mllm")}),
-            "sampler": config.sampler.model_copy(update={"checkpoint": sampler and sampler.expanduser().absolute()}),
+            "sampler": config.sampler.model_copy(update={"checkpoint": sampler and sampler.absolute()}),
             "embedder": config.embedder.model_copy(
                 update={
                     "model": model(config.embedder.model, "clip"),
@@ -78,10 +78,10 @@ def check_inputs(config: Config) -> None:
     model, clip = config.policy.model, config.embedder.model
     for field in ("questions", "validation"):
         file: Path | None = getattr(config.data, field)
-        if file is not None and not file.expanduser().is_file():
+        if file is not None and not file.is_file():
             raise UserError(f"data.{field}: {file}: no such file; name a file of questions (docs/data.md)")
     sampler = config.sampler.checkpoint
-    if sampler is not None and not (sampler.expanduser() / "module_state.pkl").is_file():
+    if sampler is not None and not (sampler / "module_state.pkl").is_file():
         raise UserError(
             f"sampler.checkpoint: {sampler} has no module_state.pkl; name a run's checkpoints/step-N/sampler"
         )

@@ -56,6 +56,11 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _path(text: str) -> Path:
+    """A path as an option gives it; shells leave the `~` of `--option=~/folder` as it is."""
+    return Path(os.path.expanduser(text))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="msjoe",
@@ -76,28 +81,28 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train by a recipe", add_help=False)
-    train.add_argument("recipe", nargs="?", type=Path, default=TOY)
-    train.add_argument("--run_dir", "--run-dir", type=Path)
+    train.add_argument("recipe", nargs="?", type=_path, default=TOY)
+    train.add_argument("--run_dir", "--run-dir", type=_path)
     train.add_argument("--dry-run", "--dry_run", action="store_true")
     train.add_argument("-h", "--help", action="store_true")
     train.set_defaults(command=_train)
 
     toyworld = commands.add_parser("toyworld", help="make the toy world: videos and questions about them")
-    toyworld.add_argument("recipe", nargs="?", type=Path, default=TOY)
+    toyworld.add_argument("recipe", nargs="?", type=_path, default=TOY)
     toyworld.add_argument("--seed", type=int, help="which world: short for --toyworld.seed")
     toyworld.add_argument("--hours", type=float, help="four long videos of that length, eight questions each")
     toyworld.add_argument(
         "--train",
         nargs="?",
         const=Path("models"),
-        type=Path,
+        type=_path,
         metavar="FOLDER",
         help="train a small CLIP and MLLM there (models/), as the shipped ones were made",
     )
     toyworld.set_defaults(command=_toyworld)
 
     report = commands.add_parser("report", help="make a run's report.html anew")
-    report.add_argument("run_dir", type=Path)
+    report.add_argument("run_dir", type=_path)
     report.set_defaults(command=_report)
 
     _add_data_commands(commands)
@@ -107,16 +112,16 @@ def _parser() -> argparse.ArgumentParser:
 def _add_data_commands(commands: Any) -> None:
     """Those about questions and videos. `commands`: argparse's own, whose type has no public name."""
     prepare = commands.add_parser("prepare", help="decode and embed videos ahead of training, only what is missing")
-    prepare.add_argument("inputs", nargs="+", type=Path, help="questions files, folders of videos, videos")
-    prepare.add_argument("--recipe", type=Path, default=TOY, help="decides frame size and CLIP; fields as in train")
-    prepare.add_argument("--cache", type=Path, help="folder of the caches: short for --data.cache")
-    prepare.add_argument("--summary", type=Path, help="write every video's fate to this JSON file")
+    prepare.add_argument("inputs", nargs="+", type=_path, help="questions files, folders of videos, videos")
+    prepare.add_argument("--recipe", type=_path, default=TOY, help="decides frame size and CLIP; fields as in train")
+    prepare.add_argument("--cache", type=_path, help="folder of the caches: short for --data.cache")
+    prepare.add_argument("--summary", type=_path, help="write every video's fate to this JSON file")
     prepare.add_argument("--verify", action="store_true", help="read what is cached, and make anew what is damaged")
     prepare.add_argument("--retry", action="store_true", help="try videos again that could not be decoded before")
     prepare.add_argument(
         "--pass-rate",
         "--pass_rate",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="then answer each question --samples times with uniform frames, and write the questions with the share of right "
         "answers to this file (.parquet, .jsonl)",
@@ -125,17 +130,17 @@ def _add_data_commands(commands: Any) -> None:
     prepare.set_defaults(command=_prepare)
 
     peek = commands.add_parser("peek", help="cached frames of a video as PNG files")
-    peek.add_argument("video", type=Path)
+    peek.add_argument("video", type=_path)
     peek.add_argument("--at", nargs="+", type=float, required=True, metavar="SECOND")
-    peek.add_argument("--out", type=Path, default=Path("."), help="folder for the files")
-    peek.add_argument("--recipe", type=Path, default=TOY, help="decides the frame size; fields as in train")
-    peek.add_argument("--cache", type=Path, help="folder of the caches: short for --data.cache")
+    peek.add_argument("--out", type=_path, default=Path("."), help="folder for the files")
+    peek.add_argument("--recipe", type=_path, default=TOY, help="decides the frame size; fields as in train")
+    peek.add_argument("--cache", type=_path, help="folder of the caches: short for --data.cache")
     peek.set_defaults(command=_peek)
 
     questions = commands.add_parser("questions", help="what a file of questions holds, and what of it cannot be taken")
-    questions.add_argument("file", type=Path, help="parquet, JSON or JSON lines, of any known form")
+    questions.add_argument("file", type=_path, help="parquet, JSON or JSON lines, of any known form")
     questions.add_argument(
-        "--video_root", "--video-root", type=Path, help="folder that relative video paths start from"
+        "--video_root", "--video-root", type=_path, help="folder that relative video paths start from"
     )
     questions.add_argument("--json", action="store_true", help="one JSON object instead of the page")
     questions.set_defaults(command=_questions)
@@ -206,9 +211,7 @@ def _long_videos(hours: float | None) -> list[str]:
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> None:
-    import yaml
-
-    from cluster.config import Config
+    from cluster.config import load_config
     from cluster.report import report_run
     from services.errors import UserError
 
@@ -217,7 +220,7 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
     written = options.run_dir / "config.yaml"
     if not written.is_file():
         raise UserError(f"{options.run_dir}: not a run's folder (it has no config.yaml)")
-    config = Config(**yaml.safe_load(written.read_text()))
+    config = load_config(written)
     print(report_run(options.run_dir, config.data, config.frames))
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -22,8 +21,9 @@ from pydantic_settings import (
 )
 
 from actors.config import EmbedderConfig, PromptConfig, RolloutConfig, SelectorConfig
+from cluster.read_yaml import read_yaml
 from learners.config import PolicyConfig, RewardConfig, SamplerConfig
-from services.config import DataConfig, FramesConfig, Section, ToyWorldConfig
+from services.config import DataConfig, FramesConfig, Section, Seed, ToyWorldConfig
 from services.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -42,7 +42,7 @@ class TrainConfig(Section):
     """M: frame draws, each with its answer, per query turn (paper: 1; more of them judge the sampler by itself)."""
     refills: int = Field(default=0, ge=0)
     """Further rounds of questions in place of groups without signal (dynamic sampling, arXiv 2503.14476); 0 keeps them."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides data order, sampled tokens, drawn frames and the sampler's initial weights."""
     validate_every: int = Field(default=50, ge=1)
     """Steps between validations on `data.validation`; one comes before the first step and one after the last as well."""
@@ -176,13 +176,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
     if not path.is_file():
         shipped = sorted(recipe.name for recipe in RECIPES.glob("*.yaml"))
         raise UserError(f"{path}: no such recipe; the shipped ones in {RECIPES} are {', '.join(shipped)}")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, not {type(values).__name__}")
-    return values
+    return {str(section): fields for section, fields in values.items()}
 
 
 def _unknown_argument(argument: str) -> str:

@@ -56,7 +56,7 @@ class PolicyConfig(LearnerConfig):
     """The ratio is clipped from below at 1 - clip_low."""
     clip_high: float = Field(default=0.2, gt=0)
     """The ratio is clipped from above at 1 + clip_high."""
-    dual_clip: float = Field(default=3.0, gt=1)
+    dual_clip: float = Field(default=3.0, gt=1, allow_inf_nan=True)
     """Where the advantage A is negative a token's loss is at most -A * dual_clip; `inf` turns it off."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL to the initial model (paper: none). Above 0 the learner holds that model too, unless by LoRA."""

@@ -7,11 +7,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from services.schema import ShownAs
+
+
+def _possible_seed(seed: int) -> int:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"the random streams of numpy, torch and vLLM take seeds from 0 to 2^63 - 1, {2**63 - 1}")
+    return seed
+
+
+Seed = Annotated[int, AfterValidator(_possible_seed)]
+"""What every random stream can start from."""
 
 
 def default_cache() -> Path:
@@ -22,7 +32,17 @@ def default_cache() -> Path:
 class Section(BaseModel):
     """Base of every config section."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _at_home(cls, value: Any) -> Any:
+        """`~` and `~user` at the start of a path, or of a text that may name a folder, become the home folder."""
+        if isinstance(value, tuple):
+            return tuple(map(cls._at_home, value))
+        return type(value)(os.path.expanduser(value)) if isinstance(value, str | Path) else value
 
 
 class DataConfig(Section):
@@ -86,7 +106,7 @@ class FramesConfig(Section):
 class ToyWorldConfig(Section):
     """The miniature world made by `msjoe toyworld`: videos and questions about them (`docs/toyworld.md`)."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Decides everything in the world; another seed is another world."""
     videos: int = Field(default=48, ge=1)
     """How many videos to train on."""

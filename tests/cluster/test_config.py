@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cluster.cli import TOY, run
 from cluster.config import RECIPES, Config, dotted_fields, fields_help, load_config
 from cluster.dry_run import estimate, training_bytes
 from cluster.placement import Bundle, misfits, plan
+from cluster.read_yaml import read_yaml
 from learners.config import PolicyConfig
 from services.errors import UserError
 
@@ -83,6 +85,91 @@ def test_recipes_that_cannot_work(text: str, message: str, tmp_path: Path) -> No
         load_config(recipe)
     assert message in str(caught.value)
     assert "mine.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "policy:\n  clip_low: 0.1\ntrain: {steps: 5}\npolicy:\n  lora_rank: 4\n",
+            "line 4: 'policy' stands already in line 1",
+        ),
+        ("train: {steps: 5,\n  steps: 6}", "line 2: 'steps' stands already in line 1"),
+        ("policy: {clip_low: 0.1, 'clip_low': 0.2}", "line 1: 'clip_low' stands already in line 1"),
+        ("train: {steps: 10:30}", "train.steps: Input should be a valid integer"),
+        ("train: {steps: 0o17}", "train.steps: Input should be a valid integer"),
+        ("train: {steps: 0x1F}", "train.steps: Input should be a valid integer"),
+        ("rollout: {temperature: 1:30.5}", "rollout.temperature: Input should be a valid number"),
+        ("rollout: {temperature: .inf}", "rollout.temperature: Input should be a finite number"),
+        ("rewards: {info: .nan}", "rewards.info: Input should be a finite number"),
+        ("policy: {model: yes, lora_rank: on}", "policy.lora_rank: Input should be a valid integer"),
+        ("1: {steps: 3}", "1: no such field"),
+        ('policy: {model: "\\xff"', "not valid YAML"),
+    ],
+)
+def test_nothing_in_a_recipe_becomes_something_else_in_silence(text: str, message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"{text}\ntoyworld: {{}}\n")
+    with pytest.raises(UserError) as caught:
+        load_config(recipe)
+    assert message in str(caught.value)
+
+
+def test_values_of_a_recipe_are_what_they_look_like(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "toyworld: {seed: 0123, videos: 1_000}\n"
+        "policy: &policy {model: no, num_parameters: 1e9, dual_clip: .inf, train: false, learning_rate: .5e-6}\n"
+        "data: {questions: 2026-01-01, validation: 1:30, video_root: null, bucket: '10'}\n"
+    )
+    config = load_config(recipe)
+    assert config.toyworld is not None
+    assert (config.toyworld.seed, config.toyworld.videos) == (123, 1000)
+    assert (config.policy.model, config.policy.train) == ("no", False)
+    assert (config.policy.num_parameters, config.policy.dual_clip, config.policy.learning_rate) == (1e9, math.inf, 5e-7)
+    assert (config.data.questions, config.data.validation) == (Path("2026-01-01"), Path("1:30"))
+    assert (config.data.video_root, config.data.bucket) == (None, "10")
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: &base {a: 1, b: 2}\nmore: {inner: &inner {<<: *base, a: 3}}\nlast: {<<: *inner, b: 4}\n")
+    assert read_yaml(file)["last"] == {"a": 3, "b": 4}
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63), "1.5"])
+@pytest.mark.parametrize("field", ["train.seed", "toyworld.seed"])
+def test_seeds_that_no_random_stream_takes(field: str, seed: str) -> None:
+    with pytest.raises(UserError, match=f"{field}: .*") as caught:
+        load_config(TOY, [f"--{field}={seed}"])
+    assert "seeds from 0 to 2^63 - 1" in str(caught.value) or "valid integer" in str(caught.value)
+    assert load_config(TOY, [f"--{field}={2**63 - 1}"])
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every field that names a file or a folder, given by a recipe, an override or the environment."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MSJOE_CACHE", "~/cache")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("toyworld: {}\ndata: {questions: ~/q.jsonl}\npolicy: {model: ~/mllm}\n")
+    config = load_config(
+        recipe,
+        ["--data.video_root=~", "--sampler.checkpoint=~/s", "--embedder.model=~/clip", "--embedder.pretrained=~/w"],
+    )
+    assert (config.data.cache, config.data.questions) == (tmp_path / "cache", tmp_path / "q.jsonl")
+    assert (config.data.video_root, config.sampler.checkpoint) == (tmp_path, tmp_path / "s")
+    assert (config.policy.model, config.embedder.model) == (f"{tmp_path}/mllm", f"{tmp_path}/clip")
+    assert config.embedder.pretrained == f"{tmp_path}/w"
+    assert load_config(TOY, ["--data.questions=~/a~b"]).data.questions == tmp_path / "a~b"
+
+
+def test_a_tilde_in_an_option_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for arguments in (["report", "~/there"], ["questions", "~/there"], ["train", "~/there"], ["prepare", "~/there"]):
+        assert run(arguments) == 2
+        assert f"{tmp_path}/there" in capsys.readouterr().err
 
 
 def leaves(model: type[BaseModel]) -> list[tuple[str, str | None]]:
