@@ -67,12 +67,6 @@ def multiplies_in_bfloat16() -> bool:
     return CPUINFO.exists() and not BFLOAT16_FLAGS.isdisjoint(CPUINFO.read_text().split())
 
 
-def check_run_dir(run_dir: Path) -> None:
-    """Raises UserError for a folder that holds a run already: two runs in one would tell neither story."""
-    if (run_dir / "config.yaml").exists():
-        raise UserError(f"--run_dir={run_dir}: holds a run already; name another folder, or remove it")
-
-
 def check_inputs(config: Config) -> None:
     """Raises UserError for a model or a questions file the run could not use. Hub names are left to the loaders."""
     model, clip = config.policy.model, config.embedder.model

@@ -9,7 +9,6 @@ import os
 import re
 import sys
 import textwrap
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,18 +161,18 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         describe(config, console)
         return
 
-    from cluster.checks import check_inputs, check_run_dir, load_questions, resolve
+    from cluster.checks import check_inputs, load_questions, resolve
+    from cluster.run_folder import run_folder
     from cluster.toyworld import make_world
     from cluster.train import train
     from cluster.validation import read_held_out
 
-    run_dir = options.run_dir or Path("runs") / f"{options.recipe.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    check_run_dir(run_dir)
     check_inputs(config)  # what the recipe names, before anything is made
-    config = resolve(config, make_world(config) if config.toyworld else None)
-    check_inputs(config)
-    questions, held_out = load_questions(config), read_held_out(config)
-    asyncio.run(train(config, questions, held_out, run_dir.absolute(), console))
+    with run_folder(options.run_dir, options.recipe.stem) as run_dir:
+        config = resolve(config, make_world(config) if config.toyworld else None)
+        check_inputs(config)
+        questions, held_out = load_questions(config), read_held_out(config)
+        asyncio.run(train(config, questions, held_out, run_dir.absolute(), console))
     console.print(f"run folder: {run_dir}  (open {run_dir / 'report.html'})", soft_wrap=True)
 
 

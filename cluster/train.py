@@ -24,6 +24,7 @@ from actors.pool import Pool
 from cluster.config import Config, TrainConfig
 from cluster.fleet import Fleet, collector, fleet, prepare
 from cluster.report import report_run
+from cluster.run_folder import CONFIG
 from cluster.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
 from learners.policy import mismatch_alarm
@@ -34,6 +35,7 @@ from services.errors import UserError
 from services.metrics import MetricsSink
 from services.schema import Group, Question
 from services.trajectories import write_trajectories
+from services.writing import writing
 
 PREPARING = (TextColumn("preparing videos"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
 Collect = Callable[[Sequence[Question], int, int, int], Awaitable[list[Group]]]
@@ -46,8 +48,8 @@ async def train(
 ) -> None:
     """Run `config` on `questions`, validate on those `held_out`, and leave the story in `run_dir`."""
     start = time.perf_counter()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    with writing(run_dir / CONFIG):
+        (run_dir / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     async with fleet(config, console.print) as actors:
         with Progress(*PREPARING, console=console) as bar:
             deadline = config.data.decode_deadline + config.embedder.deadline
