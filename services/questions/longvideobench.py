@@ -6,7 +6,20 @@ Reported by `duration_group` (15, 60, 600 or 3600 seconds). As released, videos 
 
 from __future__ import annotations
 
-from services.questions.rows import Format, NoQuestion, Place, Row, identity, text, texts, wrong
+from services.questions.rows import (
+    Format,
+    NoQuestion,
+    Place,
+    Row,
+    identity,
+    number,
+    optional_text,
+    text,
+    texts,
+    unanswered,
+    whole,
+    wrong,
+)
 from services.schema import LETTERS, Question
 
 _OPTIONS = tuple(f"option{index}" for index in range(5))
@@ -17,16 +30,14 @@ _SUBTITLES = ("", "subtitles", "../subtitles")
 def _question(row: Row, place: Place) -> Question:
     if "candidates" not in row:
         row = row | {"candidates": [row[name] for name in _OPTIONS if row.get(name) not in (None, "N/A")]}
-    options, right = texts(row, "candidates"), row.get("correct_choice")
-    if right is None or right in (-1, "@"):
+    options, said = texts(row, "candidates"), row.get("correct_choice")
+    if unanswered(said) or said in (-1, "@"):
         raise NoQuestion("no answer is published")
-    if not (type(right) is int and 0 <= right < len(options)):
+    right, group = whole(said), whole(row.get("duration_group"))
+    if right is None or not 0 <= right < len(options):
         raise wrong(row, "correct_choice", f"an index from 0 to {len(options) - 1}")
-    group, offset = row.get("duration_group"), row.get("starting_timestamp_for_subtitles") or 0.0
-    if not isinstance(group, int):
+    if group is None:
         raise wrong(row, "duration_group", "a number of seconds")
-    if not isinstance(offset, int | float):
-        raise wrong(row, "starting_timestamp_for_subtitles", "a number of seconds")
     return Question(
         identity(row, "id"),
         place.find(text(row, "video_path"), _VIDEOS),
@@ -35,8 +46,8 @@ def _question(row: Row, place: Place) -> Question:
         LETTERS[right],
         data_source="LongVideoBench",
         group=(str(group),),
-        subtitles=place.find(text(row, "subtitle_path"), _SUBTITLES) if row.get("subtitle_path") else None,
-        subtitle_offset=float(offset),
+        subtitles=place.find(subtitles, _SUBTITLES) if (subtitles := optional_text(row, "subtitle_path")) else None,
+        subtitle_offset=number(row, "starting_timestamp_for_subtitles", "a number of seconds"),
     )
 
 

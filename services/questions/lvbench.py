@@ -6,7 +6,7 @@ Reported by `question_type`, of which a question has one to three. Videos are `<
 from __future__ import annotations
 
 from services.questions.choices import letter, split_options
-from services.questions.rows import Format, Place, Row, WrongRow, identity, naming, text, wrong
+from services.questions.rows import Format, Place, Row, WrongRow, identity, names, naming, text, unicode, wrong
 from services.schema import Question
 
 _VIDEOS = ("", "videos", "../videos", "all_videos", "../all_videos", "../scripts/videos")
@@ -24,10 +24,11 @@ def _question(row: Row, place: Place) -> Question:
         question, options = split_options(text(row, "question"))
     if not options:
         raise WrongRow("no options in it; valid: lines (A) …, (B) … after the question", "question")
+    unicode(row.get("answer"), "answer")
     with naming("answer"):
         right = letter(row.get("answer"), len(options))
-    types = row.get("question_type")
-    if not (isinstance(types, list) and types and all(isinstance(name, str) for name in types)):
+    types = names(row, "question_type", "a list of strings")
+    if not types:
         raise wrong(row, "question_type", "a list of strings")
     return Question(
         identity(row, "uid"),
@@ -36,7 +37,7 @@ def _question(row: Row, place: Place) -> Question:
         options,
         right,
         data_source="LVBench",
-        group=tuple(types),
+        group=types,
     )
 
 

@@ -9,7 +9,20 @@ Where two candidates say the same, the answer is the first, as in the parquet fo
 from __future__ import annotations
 
 from services.questions.choices import letter, split_options
-from services.questions.rows import Format, NoQuestion, Place, Row, identity, naming, text, texts, wrong
+from services.questions.rows import (
+    Format,
+    NoQuestion,
+    Place,
+    Row,
+    identity,
+    naming,
+    text,
+    texts,
+    unanswered,
+    unicode,
+    whole,
+    wrong,
+)
 from services.schema import LETTERS, Question
 
 _TASKS = {"findNeedle": "needle"}
@@ -31,9 +44,12 @@ def _json(row: Row, place: Place) -> Question:
     if row.get("candidates") is None:
         raise NoQuestion(f"open-ended: the task {task} has no candidates")
     options, answer = texts(row, "candidates", may_be_empty=True), row.get("answer")
-    if answer is None:
+    unicode(answer, "answer")
+    if unanswered(answer):
         raise NoQuestion("no answer is published")
-    same = [index for index, option in enumerate(options) if option.strip() == str(answer).strip()]
+    count = whole(answer)
+    said = str(answer if count is None else count).strip()
+    same = [index for index, option in enumerate(options) if option.strip() == said]
     if not same:
         raise wrong(row, "answer", "the text of one of the candidates")
     return _question(
@@ -47,6 +63,7 @@ def _parquet(row: Row, place: Place) -> Question:
         question, _ = split_options(text(row, "question"))
     if row.get("answer") is None:
         raise NoQuestion("no answer is published")
+    unicode(row["answer"], "answer")
     with naming("answer"):
         right = letter(row["answer"], len(options))
     return _question(row, place, "video_name", question, options, right, text(row, "task_type"))
@@ -69,7 +86,8 @@ def _question(
 
 
 def _is_test(row: Row) -> bool:
-    return len(row.get("candidates") or ()) == TEST_OPTIONS
+    candidates = row.get("candidates")
+    return isinstance(candidates, list) and len(candidates) == TEST_OPTIONS
 
 
 _JSON = ("video", "question", "question_type")

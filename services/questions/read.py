@@ -1,12 +1,14 @@
 """Reading a file of questions whose form is known by its columns, strictly or not.
 
 Invariant: every row gives a question or is refused with a reason, in the file's order. `scan_questions` hands the refused
-ones back; `read_questions` counts in the log those that hold no question, and stops at the first that is wrong.
+ones back; `read_questions` counts in the log those that hold no question or whose text is not Unicode, and stops at the
+first that is wrong otherwise.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from services.questions import files
 from services.questions.longvideobench import LONGVIDEOBENCH, LONGVIDEOBENCH_PARQUET
 from services.questions.lvbench import LVBENCH
 from services.questions.mlvu import MLVU
-from services.questions.rows import Format, NoQuestion, Place, Row, WrongRow
+from services.questions.rows import Format, NoQuestion, NotUnicode, Place, Row, WrongRow
 from services.questions.training import TRAINING
 from services.questions.tspo import TSPO
 from services.questions.verl import EASYR1, LONGVILA, VERL
@@ -40,6 +42,9 @@ FORMATS = (
 )
 """The first that recognises a file reads it."""
 
+REASONS = 20
+"""Reasons why rows were left out that one message names."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +59,8 @@ class Refused:
     """The field at fault, if it is one's."""
     malformed: bool
     """False: the row is sound, and asks no multiple-choice question about one video."""
+    readable: bool = True
+    """False: it is malformed because its text is not Unicode, which says nothing about the other rows."""
 
     def __str__(self) -> str:
         return f"{self.row}, field {self.field!r}: {self.reason}" if self.field else f"{self.row}: {self.reason}"
@@ -83,10 +90,11 @@ def scan_questions(path: Path, video_root: Path | None = None) -> Recognised:
 
 def read_questions(path: Path, video_root: Path | None = None) -> list[Question]:
     """The questions of the file at `path`, in its order, with absolute video paths; videos are not looked for, save to
-    choose between folders. Rows that hold no question by their form's nature are left out, counted in the log.
+    choose between folders. Rows that hold no question by their form's nature are left out, counted in the log; those whose
+    text is not Unicode too, each by its row and field.
 
-    Raises UserError for a file that is missing, of no known form or without questions, and for the first row that is not
-    as its form says.
+    Raises UserError for a file that is missing, of no known form or without questions, and for the first other row that
+    is not as its form says.
     """
     form, outcomes = _read(path, video_root)
     questions: list[Question] = []
@@ -94,11 +102,12 @@ def read_questions(path: Path, video_root: Path | None = None) -> list[Question]
     for outcome in outcomes:
         if isinstance(outcome, Question):
             questions.append(outcome)
-        elif outcome.malformed:
+        elif outcome.malformed and outcome.readable:
             raise UserError(f"{path}, {outcome}")
         else:
-            left_out[outcome.reason] += 1
-    reasons = "; ".join(f"{reason} ({count})" for reason, count in left_out.most_common())
+            left_out[str(outcome) if outcome.malformed else outcome.reason] += 1
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in left_out.most_common(REASONS))
+    reasons += f"; and {len(left_out) - REASONS} more reasons" * (len(left_out) > REASONS)
     if not questions:
         raise UserError(
             f"{path}: holds no questions" + (f" that can be taken ({form.name}): {reasons}" if reasons else "")
@@ -138,8 +147,9 @@ def _recognise(path: Path) -> Format:
 
 def _outcomes(path: Path, form: Format, root: Path) -> Iterator[Question | Refused]:
     rows_of_ids: dict[str, str] = {}
+    stem = os.fsencode(path.stem).decode(errors="backslashreplace")  # ids are text, whatever a file's name is
     for number, whole in files.rows(path, form.columns):
-        place = Place(root, path.stem, number)
+        place = Place(root, stem, number)
         for row, part in _parts(form, number, whole):
             try:
                 if isinstance(part, WrongRow):
@@ -150,7 +160,9 @@ def _outcomes(path: Path, form: Format, root: Path) -> Iterator[Question | Refus
                 yield question
             except (NoQuestion, WrongRow) as error:
                 field = error.field if isinstance(error, WrongRow) else None
-                yield Refused(row, str(error), field, malformed=isinstance(error, WrongRow))
+                yield Refused(
+                    row, str(error), field, isinstance(error, WrongRow), readable=not isinstance(error, NotUnicode)
+                )
 
 
 def _parts(form: Format, number: int, row: Row | WrongRow) -> list[tuple[str, Row | WrongRow]]:

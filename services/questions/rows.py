@@ -6,7 +6,9 @@ multiple-choice question about one video, `WrongRow` when it is not as its forma
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,10 @@ Row = dict[str, Any]
 
 _SHOWN = 120
 """Characters."""
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""NUL, which no tokenizer, path or terminal takes, and halves of a surrogate pair, which no encoding can write."""
+_LARGEST = 2**63 - 1
+"""Of the whole numbers that parquet keeps."""
 
 
 class NoQuestion(Exception):
@@ -31,6 +37,10 @@ class WrongRow(Exception):
     def __init__(self, reason: str, field: str | None = None) -> None:
         super().__init__(reason)
         self.field = field
+
+
+class NotUnicode(WrongRow):
+    """Text in the row is not Unicode: no other row of the file is in doubt."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,17 @@ def naming(field: str) -> Iterator[None]:
         raise WrongRow(str(error), field) from error
 
 
+def unicode(value: object, field: str) -> None:
+    """Raises NotUnicode for text that is not Unicode, and for bytes: those of text that is not UTF-8 among them."""
+    if isinstance(value, bytes):
+        raise NotUnicode(f"{shown(value)} is bytes, not Unicode text; valid: text in UTF-8", field)
+    if isinstance(value, str) and (found := _NO_TEXT.search(value)):
+        raise NotUnicode(f"{shown(value)} has {found[0]!a}, which is no text; valid: Unicode text", field)
+
+
 def text(row: Row, field: str) -> str:
     value = row.get(field)
+    unicode(value, field)
     if not (isinstance(value, str) and value.strip()):
         raise wrong(row, field, "a non-empty string")
     return value
@@ -108,25 +127,58 @@ def text(row: Row, field: str) -> str:
 def optional_text(row: Row, field: str) -> str:
     """A string; empty when there is none."""
     value = row.get(field)
+    unicode(value, field)
     if not (value is None or isinstance(value, str)):
         raise wrong(row, field, "a string, or null")
     return value or ""
 
 
+def whole(value: object) -> int | None:
+    """A whole number that parquet can keep, also one that a table with gaps made a float (`8.0`); None for all else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
+        return None
+    return int(value) if value == int(value) else None
+
+
+def number(row: Row, field: str, valid: str) -> float:
+    """A finite number; 0 when there is none."""
+    value = row.get(field)
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
+        raise wrong(row, field, valid)
+    return float(value)
+
+
+def unanswered(value: object) -> bool:
+    """Whether a cell says nothing: null, or the NaN that tables write for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def identity(row: Row, field: str) -> str:
     """An id, which benchmarks write as string or as number, even within one file."""
-    value = row.get(field)
-    return str(value) if type(value) is int else text(row, field)
+    count = whole(row.get(field))
+    return text(row, field) if count is None else str(count)
+
+
+def names(row: Row, field: str, valid: str) -> tuple[str, ...]:
+    """A list of strings, of any length."""
+    values = row.get(field)
+    if isinstance(values, list):
+        for value in values:
+            unicode(value, field)
+    if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+        raise wrong(row, field, valid)
+    return tuple(values)
 
 
 def texts(row: Row, field: str, *, may_be_empty: bool = False) -> tuple[str, ...]:
     """A list of options; with `may_be_empty`, of which some may say nothing."""
-    values = row.get(field)
-    if not (isinstance(values, list) and 2 <= len(values) <= len(LETTERS)) or not all(
-        isinstance(value, str) and (may_be_empty or value.strip()) for value in values
-    ):
-        raise wrong(row, field, f"a list of 2 to {len(LETTERS)} {'' if may_be_empty else 'non-empty '}strings")
-    return tuple(values)
+    valid = f"a list of 2 to {len(LETTERS)} {'' if may_be_empty else 'non-empty '}strings"
+    values = names(row, field, valid)
+    if not 2 <= len(values) <= len(LETTERS) or not all(may_be_empty or value.strip() for value in values):
+        raise wrong(row, field, valid)
+    return values
 
 
 def one_video(row: Row, field: str) -> str:
@@ -141,6 +193,7 @@ def one_video(row: Row, field: str) -> str:
     path = videos.get("video") if isinstance(videos, dict) else videos
     if isinstance(path, list):
         raise NoQuestion("pictures instead of a video")
+    unicode(path, field)
     if not (isinstance(path, str) and path.strip()):
         raise wrong(row, field, "a path, or a list of one path or of one object with the path as 'video'")
     return path.removeprefix("file://")

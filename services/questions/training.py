@@ -21,7 +21,6 @@ Other columns are ignored.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.errors import UserError
-from services.questions.rows import Format, Place, Row, optional_text, text, texts, wrong
+from services.questions.rows import Format, Place, Row, names, number, optional_text, text, texts, unicode, whole, wrong
 from services.schema import LETTERS, Question
 from services.storage import written_whole
 
@@ -74,21 +73,17 @@ def _question(row: Row, place: Place) -> Question:
     id, video, question, options = text(row, "id"), text(row, "video"), text(row, "question"), texts(row, "options")
     letters = LETTERS[: len(options)]
     answer = row.get("answer")
-    if not (isinstance(answer, str) and len(answer) == 1 and answer in letters):
+    unicode(answer, "answer")
+    if not (isinstance(answer, str) and answer in tuple(letters)):
         raise wrong(row, "answer", f"one letter of {', '.join(letters)}")
     rate = row.get("pass_rate")
-    if rate is not None and not (_is_number(rate) and 0 <= rate <= 1):
+    if rate is not None and (isinstance(rate, bool) or not (isinstance(rate, int | float) and 0 <= rate <= 1)):
         raise wrong(row, "pass_rate", "a number from 0 to 1, or null when never measured")
-    samples = row.get("pass_rate_samples")
-    if samples is not None and not (isinstance(samples, int) and samples > 0):
+    samples = None if row.get("pass_rate_samples") is None else whole(row["pass_rate_samples"]) or 0
+    if samples is not None and samples <= 0:
         raise wrong(row, "pass_rate_samples", "a positive whole number, or null")
     source, subtitles = optional_text(row, "data_source"), optional_text(row, "subtitles")
-    group = row.get("group") or []
-    if not (isinstance(group, list) and all(isinstance(name, str) for name in group)):
-        raise wrong(row, "group", "a list of strings, or null")
-    offset = row.get("subtitle_offset") or 0.0
-    if not (_is_number(offset) and math.isfinite(offset)):
-        raise wrong(row, "subtitle_offset", "a number of seconds, or null")
+    group = names(row, "group", "a list of strings, or null") if row.get("group") is not None else ()
     return Question(
         id=id,
         video=place.find(video),
@@ -99,14 +94,10 @@ def _question(row: Row, place: Place) -> Question:
         pass_rate_samples=samples,
         pass_rate_model=optional_text(row, "pass_rate_model"),
         data_source=source,
-        group=tuple(group),
+        group=group,
         subtitles=place.find(subtitles) if subtitles else None,
-        subtitle_offset=float(offset),
+        subtitle_offset=number(row, "subtitle_offset", "a number of seconds, or null"),
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 TRAINING = Format("training format", ("id", "video", "question", "options", "answer"), SCHEMA.names, _question)

@@ -7,7 +7,18 @@ text; rows without options (mathematics, counts, free answers) hold no question 
 from __future__ import annotations
 
 from services.questions.choices import letter_of, split_options
-from services.questions.rows import Format, NoQuestion, Place, Row, naming, one_video, optional_text, text, wrong
+from services.questions.rows import (
+    Format,
+    NoQuestion,
+    Place,
+    Row,
+    naming,
+    one_video,
+    optional_text,
+    text,
+    unicode,
+    wrong,
+)
 from services.schema import Question
 
 
@@ -20,6 +31,7 @@ def asked(
         question, options = split_options(words)
     if not options:
         raise NoQuestion("open-ended: no options in the question")
+    unicode(answer[1], answer[0])
     with naming(answer[0]):
         letter = letter_of(answer[1], options)
     source = optional_text(row, "data_source")
@@ -44,11 +56,13 @@ def _user_text(row: Row) -> str:
     contents = [message.get("content") for message in messages if message.get("role") == "user"]
     if len(contents) != 1:
         raise NoQuestion("no user turn" if not contents else "several user turns")
-    if isinstance(contents[0], list):
-        return "\n".join(part.get("text") or "" for part in contents[0] if isinstance(part, dict)).strip()
-    if not isinstance(contents[0], str):
+    parts = contents[0] if isinstance(contents[0], list) else [{"text": contents[0]}]
+    said = [part.get("text") or "" for part in parts if isinstance(part, dict)]
+    for words in said:
+        unicode(words, "prompt")
+    if not all(isinstance(words, str) for words in said):
         raise wrong(row, "prompt", "a user message whose content is text, or a list of parts")
-    return contents[0]
+    return "\n".join(said).strip()
 
 
 def _easyr1(row: Row, place: Place) -> Question:

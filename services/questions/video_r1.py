@@ -7,19 +7,21 @@ videos is a question for us.
 from __future__ import annotations
 
 from services.questions.choices import letter, split_options, unlabelled
-from services.questions.rows import Format, NoQuestion, Place, Row, naming, optional_text, text, texts
+from services.questions.rows import Format, NoQuestion, Place, Row, naming, optional_text, shown, text, texts, unicode
 from services.schema import Question
 
 
 def _question(row: Row, place: Place) -> Question:
     for field, ours in (("problem_type", "multiple choice"), ("data_type", "video")):
         if row.get(field, ours) != ours:
-            raise NoQuestion(f"{field} {row[field]!r}, not {ours!r}")
+            raise NoQuestion(f"{field} {shown(row[field])}, not {ours!r}")
     with naming("options"):
         options = unlabelled(texts(row, "options"))
+    unicode(row.get("solution"), "solution")
     with naming("solution"):
         right = letter(row.get("solution"), len(options))
-    question, _ = split_options(text(row, "problem"))
+    with naming("problem"):
+        question, _ = split_options(text(row, "problem"))
     source = optional_text(row, "data_source")
     return Question(
         place.id,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from services.questions.choices import letter, unlabelled
-from services.questions.rows import Format, Place, Row, identity, naming, text, texts
+from services.questions.rows import Format, Place, Row, identity, naming, text, texts, unicode
 from services.schema import Question
 
 _VIDEOS = ("", "data", "../data", "videos", "../videos")
@@ -19,6 +19,7 @@ _SUBTITLES = ("", "subtitle", "../subtitle")
 def _question(row: Row, place: Place) -> Question:
     with naming("options"):
         options = unlabelled(texts(row, "options"))
+    unicode(row.get("answer"), "answer")
     with naming("answer"):
         right = letter(row.get("answer"), len(options))
     video = text(row, "videoID")
