@@ -75,11 +75,10 @@ class PolicyLearner(LearnerRank):
 
     def connect(self, address: str, port: int) -> None:
         super().connect(address, port)
-        self._reference: Any = None
         if self.config.kl_coef > 0 and not self.config.lora_rank:
             frozen = PolicyConfig(gradient_checkpointing=False)
             network = PolicyNetwork(load_mllm(self._model, self.config.dtype, frozen), self._temperature)
-            self._reference = self.shard(network.requires_grad_(False))
+            self._reference: Any = self.shard(network.requires_grad_(False))
 
     def part_of(self, name: str) -> str:
         return next((part for part in ("visual", "lm_head", "embed_tokens") if part in name), "language_model")
@@ -181,8 +180,8 @@ class PolicyLearner(LearnerRank):
 
     @torch.no_grad()
     def _reference_log_probs(self, forward: tuple[Any, ...]) -> torch.Tensor:
-        """Of the model as it was loaded."""
-        if self._reference is not None:
+        """Log-probs [N] under the model as it was loaded: with LoRA the trained one without its adapters, else a copy."""
+        if not self.config.lora_rank:
             return self._reference(*forward)[0]
         with self._without_adapters():
             return self.engine(*forward)[0]

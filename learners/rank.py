@@ -151,7 +151,9 @@ class LearnerRank(ABC):
 
         if self.config.zero_stage < 3:
             return network.to(self.engine.device).eval()
-        return deepspeed.initialize(model=network, config=self._deepspeed_config())[0].eval()
+        engine = deepspeed.initialize(model=network, config=self._deepspeed_config())[0]
+        engine.eval()  # returns nothing, unlike a module's
+        return engine
 
     def _deepspeed_config(self) -> dict[str, Any]:
         return {

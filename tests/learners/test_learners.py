@@ -45,15 +45,16 @@ def sampler_batch() -> tuple[SamplerSample, ...]:
     )
 
 
-async def parameters_after_one_step(
+async def two_steps(
     rank_class: type[LearnerRank], arguments: tuple[Any, ...], config: LearnerConfig, batch: Any
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Metrics and published parameters of a fresh learner after one update."""
+) -> tuple[dict[str, float], dict[str, torch.Tensor], dict[str, float]]:
+    """Metrics and published parameters of a fresh learner's first update, and the metrics of its second."""
     learner = await LearnerGroup.start(rank_class, arguments, config, ENV, ["SPREAD"] * config.world_size)
     store = create_store(f"store-{rank_class.network}-{config.world_size}-{config.zero_stage}")
     metrics = await learner.update(batch, 1)
     await learner.publish(store)
-    return metrics, {name: tensor.clone() for name, tensor in read_version(store, rank_class.network)[1]}
+    parameters = {name: tensor.clone() for name, tensor in read_version(store, rank_class.network)[1]}
+    return metrics, parameters, await learner.update(batch, 2)
 
 
 def shapes(base: LearnerConfig, which: Sequence[tuple[int, int]]) -> list[LearnerConfig]:
@@ -67,9 +68,9 @@ def assert_same_step(
 ) -> None:
     reference = None
     for config in configs:
-        metrics, parameters = asyncio.run(parameters_after_one_step(rank_class, arguments(config), config, batch))
+        metrics, parameters, after = asyncio.run(two_steps(rank_class, arguments(config), config, batch))
         if reference is None:
-            reference = metrics, parameters
+            reference = metrics, parameters, after
             moved = max(float((parameters[name] - start[name]).abs().max()) for name in start)
             assert moved > config.learning_rate / 2, "a step that goes nowhere proves nothing"
             continue
@@ -80,6 +81,10 @@ def assert_same_step(
         assert metrics[f"{rank_class.network}/grad_norm"] == pytest.approx(
             reference[0][f"{rank_class.network}/grad_norm"], rel=1e-3
         ), name
+        if "policy/kl" in after:
+            assert metrics["policy/kl"] == pytest.approx(0, abs=1e-6), name
+            assert after["policy/kl"] == pytest.approx(reference[2]["policy/kl"], rel=1e-3), name
+            assert after["policy/kl"] > 1e-5, name
         assert parameters.keys() == reference[1].keys()
         for key, value in parameters.items():
             # Adam divides a gradient by its size, so the rounding of the smallest shows: 1.3e-5 at most was seen.
@@ -87,7 +92,9 @@ def assert_same_step(
 
 
 def test_policy_ranks_and_zero_stages_take_the_same_step(ray_cluster: None, toy_config: Config) -> None:
-    base: PolicyConfig = toy_config.policy.model_copy(update={"learning_rate": 1e-4, "micro_batch_tokens": 60})
+    base: PolicyConfig = toy_config.policy.model_copy(
+        update={"learning_rate": 1e-4, "micro_batch_tokens": 60, "kl_coef": 0.1}
+    )
     (sharded,) = shapes(base, [(2, 3)])
     checkpointed = sharded.model_copy(update={"gradient_checkpointing": True})
     assert_same_step(
