@@ -28,6 +28,7 @@ from services.errors import UserError, VideoError
 from services.frames import FrameCache
 from services.questions import read_questions
 from services.storage import remove_abandoned
+from services.writing import writing
 
 SURVEY_THREADS = 16
 QUESTION_FILES = (".parquet", ".json", ".jsonl")
@@ -199,10 +200,8 @@ def _table(prepared: Iterable[Prepared], elapsed: float) -> Table:
 
 def write_summary(path: Path, prepared: Sequence[Prepared]) -> None:
     """Every video's fate as JSON: `{"videos": [{path, status, reason, seconds, frames, bytes}]}`."""
-    try:
+    with writing(path):
         path.write_text(json.dumps({"videos": [asdict(row) for row in prepared]}, indent=1, ensure_ascii=False))
-    except OSError as error:
-        raise UserError(f"--summary={path}: cannot be written ({error.strerror or error})") from error
 
 
 def peek(config: Config, video: Path, seconds: Sequence[float], out: Path) -> list[Path]:
@@ -214,12 +213,14 @@ def peek(config: Config, video: Path, seconds: Sequence[float], out: Path) -> li
 
     frames = FrameCache.of(config.data, config.frames)
     known = frames.prepare(video)
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     written = []
     for second in seconds:
         if not 0 <= second < known.num_frames:
             raise UserError(f"--at {second:g}: {video} has frames of seconds 0 to {known.num_frames - 1}")
         written.append(out / f"{video.stem}-{int(second):05d}.png")
-        Image.fromarray(frames.read(known.key, [int(second)])[0]).save(written[-1])
+        with writing(written[-1]):
+            Image.fromarray(frames.read(known.key, [int(second)])[0]).save(written[-1])
     frames.close()
     return written

@@ -27,6 +27,7 @@ from services.frames import FrameCache
 from services.metrics import read_metrics
 from services.schema import LETTERS
 from services.trajectories import FILE, VALIDATION, read_trajectories
+from services.writing import writing
 
 QUESTIONS = 4
 """Questions the page looks at."""
@@ -180,7 +181,8 @@ def write_report(run_dir: Path, frame_cache: FrameReader) -> Path:
             letters=LETTERS,
         )
     path = run_dir / "report.html"
-    path.write_text(page, encoding="utf-8")
+    with writing(path):
+        path.write_text(page, encoding="utf-8")
     return path
 
 

@@ -28,6 +28,7 @@ from cluster.config import Config
 from services import toyworld
 from services.config import ToyWorldConfig
 from services.toyworld import ToyWorld, make_toy_world
+from services.writing import writing
 
 
 def make_world(config: Config) -> ToyWorld:
@@ -72,7 +73,7 @@ def _make(config: ToyWorldConfig, root: Path) -> ToyWorld:
 def _train(folder: Path, seed: int, query_prompt: partial[list[dict[str, object]]]) -> None:
     from services.toyworld.recipe import train_models
 
-    with _progress() as progress:
+    with _progress() as progress, writing(folder):
         train_models(folder, seed, query_prompt, answer_messages, progress)
 
 

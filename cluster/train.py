@@ -87,8 +87,12 @@ async def train(
                     "{accuracy/uniform:.2f} with uniform frames and the MLLM as it was".format_map(summary)
                 )
 
-        # A task, so that the frames it shows never pass through this process.
-        await ray.remote(num_cpus=0)(report_run).remote(run_dir, config.data, config.frames)
+        try:  # a task, so that the frames it shows never pass through this process
+            await ray.remote(num_cpus=0)(report_run).remote(run_dir, config.data, config.frames)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
 
 
 async def collect_step(collect: Collect, stream: QuestionStream, config: TrainConfig, step: int) -> list[Group]:

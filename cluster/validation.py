@@ -20,6 +20,7 @@ from services.questions import read_questions
 from services.schema import Group, Question, Trajectory, Video
 from services.toyworld.truth import Truth, read_truth
 from services.trajectories import VALIDATION, write_trajectories
+from services.writing import writing
 
 SUMMARY = "summary.json"
 
@@ -70,7 +71,8 @@ class Validation:
         """
         accuracy = {f"accuracy/{when}": value for when, value in sorted(self._accuracy.items())}
         summary = accuracy | {"questions": len(self._questions), "steps": steps, "minutes": round(seconds / 60, 2)}
-        (self._run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        with writing(self._run_dir / SUMMARY):
+            (self._run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
         return summary
 
 

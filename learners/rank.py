@@ -25,8 +25,9 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learners.config import LearnerConfig
-from services.errors import TrainingError
+from services.errors import TrainingError, UserError
 from services.weights import plan_buckets, write_bucket
+from services.writing import writing
 
 
 def plan_micro_batches(
@@ -253,8 +254,9 @@ class LearnerRank(ABC):
         with self._gathered(weights):
             if self.rank == 0:
                 state = {weight.name: weight.value().detach().cpu().clone() for weight in weights}
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                self.save_network(Path(folder), state)
+                with writing(Path(folder)):
+                    Path(folder).mkdir(parents=True, exist_ok=True)
+                    self.save_network(Path(folder), state)
 
     def _gathered(self, weights: Sequence[Published]) -> Any:
         import deepspeed
@@ -328,7 +330,7 @@ class LearnerGroup:
         except TimeoutError:
             raise TrainingError(f"{self.network} learner: {method} was not done within {self._deadline:g} s") from None
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, TrainingError):
+            if isinstance(error.cause, UserError | TrainingError):
                 raise error.cause from None
             raise
         except ray.exceptions.RayActorError as error:

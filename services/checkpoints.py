@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.errors import UserError
+from services.writing import writing
 
 
 @contextmanager
@@ -22,16 +22,12 @@ def checkpoint_folder(run_dir: Path, step: int) -> Iterator[Path]:
     """
     folder = run_dir / "checkpoints" / f"step-{step:06d}"
     partial = folder.with_name(f"{folder.name}.partial")
-    try:
+    with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the checkpoint cannot be written ({error.strerror or error}); free some room"
-        ) from error
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:

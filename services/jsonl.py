@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.errors import UserError
+from services.writing import writing
 
 
 def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -20,14 +21,9 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     Raises ValueError for a number that JSON cannot say (NaN, infinity), UserError when the file system refuses.
     """
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    try:
-        with path.open("a+b") as file:
-            _cut_torn_tail(file)
-            file.write(lines.encode())
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free some room or mend its folder"
-        ) from error
+    with writing(path), path.open("a+b") as file:
+        _cut_torn_tail(file)
+        file.write(lines.encode())
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

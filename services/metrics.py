@@ -1,21 +1,27 @@
 """Metrics: one sink that fans out to `metrics.jsonl`, TensorBoard and the console.
 
-Invariants: `log` is called once a step and every back end has the step when it returns. `metrics.jsonl` is valid JSON: a
-value that is not finite stands there as `null` (TensorBoard and the console keep which one it was). A resumed run appends;
-`read_metrics` and TensorBoard show its steps instead of those it repeats.
+Invariants: `log` is called once a step and every back end has the step when it returns. A tracker can neither stop nor block
+training: one that fails is warned of once and left alone. `metrics.jsonl` is valid JSON: a value that is not finite stands
+there as `null` (TensorBoard and the console keep which one it was). A resumed run appends; `read_metrics` and TensorBoard show
+its steps instead of those it repeats.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from services import jsonl
+
+if TYPE_CHECKING:
+    from tensorboardX.event_file_writer import EventsWriter
 
 FILE = "metrics.jsonl"
 
@@ -28,7 +34,7 @@ class MetricsSink:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._run_dir = run_dir
         self._total_steps = total_steps
-        self._tensorboard: Any = None
+        self._tensorboard: TensorBoard | None = TensorBoard(run_dir / "tensorboard")
         console = Console()
         self._progress = Progress(
             TextColumn("step"),
@@ -51,13 +57,7 @@ class MetricsSink:
         values = {name: float(value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         jsonl.append(self._run_dir / FILE, [{"step": step, **finite}])
-        if self._tensorboard is None:
-            from tensorboardX import SummaryWriter  # torch: readers of metrics.jsonl are spared it
-
-            self._tensorboard = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=step)
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
-        self._tensorboard.flush()
+        self._track(lambda tensorboard: tensorboard.log(step, values))
         line = format_line(step, self._total_steps, values)
         self._progress.console.print(line, soft_wrap=True, markup=False, highlight=False)
         self._progress.update(self._task, completed=step)
@@ -65,8 +65,20 @@ class MetricsSink:
     def close(self) -> None:
         """Close the files and take the progress bar off the terminal."""
         self._progress.stop()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self._track(TensorBoard.close)
+
+    def _track(self, tell: Callable[[TensorBoard], None]) -> None:
+        """Tell TensorBoard; whatever ails it is its own affair."""
+        if self._tensorboard is None:
+            return
+        try:
+            tell(self._tensorboard)
+        except Exception as error:  # any: training does not depend on a tracker
+            self._tensorboard = None
+            self._progress.console.print(
+                f"TensorBoard gets no more of this run ({error!r}); {FILE} has every step",
+                soft_wrap=True, markup=False, highlight=False,
+            )  # fmt: skip
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +87,39 @@ class MetricsSink:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+class TensorBoard:
+    """One event file, written by whoever calls.
+
+    tensorboardX's `SummaryWriter` hands events to a thread, through a queue that nobody empties once a full disk has ended the
+    thread: the next events then wait for ever.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: EventsWriter | None = None
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write the scalars of a step; on disk when this returns. The first step hides those of an earlier run from it on."""
+        from tensorboardX.event_file_writer import EventsWriter  # torch: readers of metrics.jsonl are spared it
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        now = time.time()
+        if self._writer is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._writer = EventsWriter(str(self._folder / "events"))
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=now, step=step, session_log=start))
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._writer.write_event(Event(wall_time=now, step=step, summary=Summary(value=scalars)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def format_line(step: int, total_steps: int, metrics: dict[str, float]) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from services.errors import UserError
+from services.writing import writing
 
 ABANDONED = 3600.0
 """Seconds without a write after which a temporary file is taken for what a killed writer left."""
@@ -33,11 +34,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
     finally:
         if temporary.exists():
             temporary.unlink()

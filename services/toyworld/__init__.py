@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.config import ToyWorldConfig
+from services.writing import writing
 
 _VERSION = "v3"
 MODELS = Path(__file__).parent / "models"
@@ -58,16 +59,17 @@ def make_toy_world(config: ToyWorldConfig, root: Path, progress: Progress) -> To
         return world
     from services.toyworld.world import SPLITS, write_split  # a world that exists needs no video encoder
 
-    world.root.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{world.root.name}.", dir=world.root.parent))
-    try:
-        for split in SPLITS:
-            write_split(split, config, draft, progress)
-        draft.chmod(0o755)
-        os.rename(draft, world.root)
-    except OSError:
-        if not world.root.is_dir():  # else another maker was first: its world is the same
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with writing(world.root):
+        world.root.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{world.root.name}.", dir=world.root.parent))
+        try:
+            for split in SPLITS:
+                write_split(split, config, draft, progress)
+            draft.chmod(0o755)
+            os.rename(draft, world.root)
+        except OSError:
+            if not world.root.is_dir():  # else another maker was first: its world is the same
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     return world

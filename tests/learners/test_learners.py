@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from learners.mllm import LORA_TARGETS
 from learners.policy import PolicyLearner
 from learners.rank import LearnerGroup, LearnerRank
 from learners.sampler import SamplerLearner
-from services.errors import TrainingError
+from services.errors import TrainingError, UserError
 from services.schema import Selection
 from services.weights import create_store, read_version
+from tests.full_disk import limit_files
 from tests.learners.turns import ENV, load_plain, policy_samples, reference_log_probs, video_token
 
 
@@ -150,6 +152,11 @@ def test_lora_publishes_merged_weights_and_measures_kl_without_its_adapters(
         metrics = [await learner.update(samples, step) for step in (1, 2)]
         store = create_store("store-lora")
         await learner.publish(store)
+        room, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        await learner.call("__ray_call__", lambda rank: limit_files(10_000))
+        with pytest.raises(UserError, match=r"full: cannot be written \(.*File too large"):
+            await learner.call("save", str(tmp_path / "full"))
+        await learner.call("__ray_call__", lambda rank: limit_files(room))
         await learner.call("save", str(tmp_path / "policy"))
         published = {name: tensor.clone() for name, tensor in read_version(store, "policy")[1]}
         return metrics, published, await learner.call("log_probs", samples[:1])

@@ -32,7 +32,7 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file in the way")
     with (
-        pytest.raises(UserError, match="step-000001: the checkpoint cannot be written"),
+        pytest.raises(UserError, match="step-000001: cannot be written"),
         checkpoint_folder(tmp_path, 1),
     ):
         pass

@@ -12,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from services import jsonl
 from services.errors import UserError
 from services.metrics import MetricsSink, format_line, read_metrics
+from tests.full_disk import full_disk
 
 JOINT = {
     "reward/total": 0.312,
@@ -129,6 +130,33 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\nnonsense\n')
     with pytest.raises(UserError, match="line 2 is not JSON"):
         list(jsonl.read(path))
+
+
+def test_a_tracker_that_fails_is_warned_of_once_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file grows faster than metrics.jsonl, so there is a size that refuses the one and not the other."""
+    row = {"a": 0.0}
+    with MetricsSink(tmp_path, total_steps=5) as sink:
+        sink.log(1, row)
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        room = events.stat().st_size
+        with full_disk(room):
+            for step in (2, 3):
+                sink.log(step, row)
+        sink.log(4, row)
+    assert read_metrics(tmp_path) == [{"step": step, **row} for step in (1, 2, 3, 4)]
+    assert capsys.readouterr().out.count("TensorBoard gets no more of this run (OSError(27, 'File too large'))") == 1
+    assert tensorboard_scalars(tmp_path) == {(1, "a"): 0.0}
+
+
+def test_a_tracker_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    with MetricsSink(tmp_path, total_steps=2) as sink:
+        sink.log(1, JOINT)
+        sink.log(2, JOINT)
+    assert len(read_metrics(tmp_path)) == 2
+    assert capsys.readouterr().out.count("TensorBoard gets no more of this run (FileExistsError(") == 1
 
 
 def test_no_file_has_no_rows(tmp_path: Path) -> None:
