@@ -9,16 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from services.chat import Message, Part
 from services.questions.subtitles import Subtitle, interleave
 from services.schema import LETTERS, Question, ShownAs
 
 _QUERY_LINE = re.compile(r"\s*<query>([^<>]*[^<>\s][^<>]*)</query>\s*")
 _ANSWER = re.compile(r"<answer>\s*([A-Z])\s*</answer>")
 
-Part = dict[str, str]
-"""Of a message: `{"type": "video"}`, `{"type": "image"}` or `{"type": "text", "text": …}`."""
-Message = dict[str, object]
-"""One chat message of the Hugging Face chat templates: `{"role": "user", "content": [Part, …]}`."""
 VIDEO: Part = {"type": "video"}
 IMAGE: Part = {"type": "image"}
 

@@ -19,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.config import RolloutConfig
-from actors.prompts import Message
+from services.chat import Chat, Message
 from services.config import DataConfig, FramesConfig
 from services.errors import UserError
 from services.frames import FrameCache, read_visual
@@ -127,7 +127,7 @@ class RolloutActor:
         from services.weight_transfer import BACKEND
 
         self._config, self._params, self._refusal = config, SamplingParams, VLLMValidationError
-        self._frames = FrameCache.of(data, frames)
+        self._frames, self._chat = FrameCache.of(data, frames), Chat.of(model)
         on_cpu = config.num_gpus == 0
         engine = LLMEngine.from_engine_args(
             EngineArgs(
@@ -152,7 +152,6 @@ class RolloutActor:
             )
         )
         engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"store": store_name}})
-        self._tokenizer = engine.renderer.tokenizer
         self._loop = EngineLoop(engine)
         self._set_version(0)
         newest: Any = ray.get(store.manifest.remote(POLICY), timeout=config.deadline)
@@ -170,8 +169,7 @@ class RolloutActor:
 
         Raises UserError when the prompt does not fit `max_model_len`.
         """
-        text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        prompt: dict[str, Any] = {"prompt_token_ids": self._tokenizer.encode(text, add_special_tokens=False)}
+        prompt: dict[str, Any] = {"prompt_token_ids": self._chat.encode(messages)}
         if visual is not None:
             prompt["multi_modal_data"] = engine_items(read_visual(self._frames, visual), visual)
             prompt["multi_modal_uuids"] = engine_names(visual)

@@ -10,8 +10,9 @@ from functools import lru_cache
 
 from actors.config import PromptConfig, RolloutConfig
 from actors.pool import Pool
-from actors.prompts import Message, answer_messages, query_messages
+from actors.prompts import answer_messages, query_messages
 from actors.selectors import uniform_frames
+from services.chat import Message
 from services.config import FramesConfig
 from services.errors import UserError
 from services.frames import visual_input

@@ -109,6 +109,11 @@ def check_mllm(folder: Path, on_cpu: bool) -> None:
             raise UserError(
                 f"policy.model: {folder} lacks {what} ({' or '.join(names)}); copy it from the original model"
             )
+    if not _has_template(folder):
+        raise UserError(
+            f"policy.model: {folder} lacks a chat template (chat_template.jinja, chat_template.json, or a field of "
+            "tokenizer_config.json); copy it from the original model"
+        )
     shape = json.loads((folder / "config.json").read_text())
     if shape.get("model_type") != "qwen2_5_vl":
         raise UserError(f"policy.model: {folder} is a {shape.get('model_type')}; this version trains qwen2_5_vl")
@@ -119,6 +124,14 @@ def check_mllm(folder: Path, on_cpu: bool) -> None:
             f"policy.model: {folder} has attention heads of {head_dim}; the CPU engine takes multiples of {CPU_HEAD_DIM}. "
             "Use another model, or a GPU (rollout.num_gpus=1)"
         )
+
+
+def _has_template(folder: Path) -> bool:
+    """Whether transformers finds a chat template for the folder's tokenizer or processor."""
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    configs = (folder / "tokenizer_config.json", folder / "processor_config.json")
+    return any("chat_template" in json.loads(file.read_text()) for file in configs if file.is_file())
 
 
 def load_questions(config: Config) -> list[Question]:

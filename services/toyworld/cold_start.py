@@ -25,11 +25,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2Tokenizer
 
+from services.chat import Chat
 from services.positions import mrope_positions, seconds_per_grid
 from services.schema import LETTERS
 from services.toyworld.dialogues import ANSWER, Dialogue, PromptBuilder, answers, queries
 from services.toyworld.gallery import Gallery
-from services.toyworld.mllm import HIDDEN, make_config, make_processor, save_mllm
+from services.toyworld.mllm import CHAT_TEMPLATE, HIDDEN, make_config, make_processor, save_mllm
 from services.toyworld.questions import NUM_OPTIONS, pair
 from services.toyworld.words import COLOURS, PLACES, SHAPES, Thing
 from services.vision import PROCESSOR_KWARGS
@@ -187,9 +188,12 @@ def _learn_to_talk(
     head = torch.nn.Linear(HIDDEN, len(SHAPES))
     parameters = [*decoder.parameters(), *model.lm_head.parameters(), *head.parameters()]
     optimizer, schedule = _optimizer(parameters, TALK_LR, steps)
+    chat = Chat(processor.tokenizer, CHAT_TEMPLATE)
     for _, dialogues in zip(range(stop), batches, strict=False):
         rows = [
-            _row(model, processor, dialogue, SIDES[turn]) for turn, of_turn in dialogues.items() for dialogue in of_turn
+            _row(model, processor.tokenizer, chat, dialogue, SIDES[turn])
+            for turn, of_turn in dialogues.items()
+            for dialogue in of_turn
         ]
         ids_BL, is_reply_BL, positions_3BL = _padded(rows, processor.tokenizer.pad_token_id)
         x_BLD = embed(ids_BL)
@@ -226,15 +230,16 @@ def _shapes_before(dialogues: Sequence[Dialogue]) -> Tensor:
 
 
 def _row(
-    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, dialogue: Dialogue, side: int
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2Tokenizer, chat: Chat, dialogue: Dialogue, side: int
 ) -> tuple[list[int], int, np.ndarray]:
     """Token ids of prompt and reply, where the reply starts, and positions [3, L]."""
-    tokenizer, vision = processor.tokenizer, model.model.visual.config
+    vision, video = model.model.visual.config, model.config.video_token_id
     grid = ((len(dialogue.shown) + 1) // 2, side // 28, side // 28)
-    prompt = processor.apply_chat_template(dialogue.messages, add_generation_prompt=True)
-    prompt_ids = tokenizer.encode(prompt.replace("<|video_pad|>", "<|video_pad|>" * int(np.prod(grid))))
+    prompt_ids = chat.encode(dialogue.messages)
+    place = prompt_ids.index(video)
+    prompt_ids[place : place + 1] = [video] * int(np.prod(grid))
     ids = prompt_ids + tokenizer.encode(dialogue.reply + "<|im_end|>")
-    is_visual = np.array(ids) == model.config.video_token_id
+    is_visual = np.array(ids) == video
     seconds = seconds_per_grid(len(dialogue.shown), dialogue.seconds, vision.temporal_patch_size)
     return ids, len(prompt_ids), mrope_positions(is_visual, [grid], [seconds * vision.tokens_per_second])
 

@@ -44,6 +44,7 @@ def test_a_whole_model_passes(toy_config: Config) -> None:
         ("config.json", "lacks the model's config"),
         ("tokenizer.json", "lacks a tokenizer"),
         ("model.safetensors", "lacks weights"),
+        ("chat_template.jinja", "lacks a chat template"),
     ],
 )
 def test_a_model_folder_that_lacks_something(file: str, what: str, mllm: Path, toy_config: Config) -> None:
