@@ -16,7 +16,7 @@ from actors.pool import Pool
 from actors.prompts import parse_answer, parse_queries
 from actors.turns import Turns
 from learners.config import RewardConfig
-from learners.rewards import score
+from learners.rewards import Attempt, score
 from services.schema import Group, Question, Selection, Trajectory, Video
 
 
@@ -71,7 +71,8 @@ class Collector:
             answer_turn = await self._turns.answer(question, selection.frames, self._stream(*identity, "answer"))
             letter, answer_formatted = parse_answer(answer_turn.text, len(question.options))
             formatted = queries_formatted and answer_formatted
-            reward = score(letter, question.answer, formatted, similarity, self._rewards)
+            attempt = Attempt(query_turn, queries, selection, answer_turn, letter, formatted)
+            reward = score(question, attempt, self._rewards)
             return Trajectory(
                 question.id, place, index, query_turn, queries, not parsed, selection, answer_turn, letter, reward
             )

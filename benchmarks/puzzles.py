@@ -133,7 +133,7 @@ def play(
                     selection,
                     NO_TURN,
                     "A" if right else "B",
-                    Reward(ACCURACY * right, 0.0, 0.0),
+                    Reward({"accuracy": ACCURACY * right}),
                 )
             )
         groups.append(Group(puzzle.question, tuple(trajectories)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from actors.config import EmbedderConfig
 from cluster.config import Config
+from learners.rewards import own_terms
 from services.errors import UserError
 from services.questions import read_questions
 from services.questions.subtitles import read_subtitles
@@ -68,8 +69,12 @@ def multiplies_in_bfloat16() -> bool:
 
 
 def check_inputs(config: Config) -> None:
-    """Raises UserError for a model or a questions file the run could not use. Hub names are left to the loaders."""
+    """Raises UserError for a model, a questions file or a reward function the run could not use.
+
+    Hub names are left to the loaders.
+    """
     model, clip = config.policy.model, config.embedder.model
+    own_terms(config.rewards.extra)
     for field in ("questions", "validation"):
         file: Path | None = getattr(config.data, field)
         if file is not None and not file.is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -187,13 +188,15 @@ def write_report(run_dir: Path, frame_cache: FrameReader) -> Path:
 
 
 def _table(rows: Rows) -> list[dict[str, str]]:
-    """First and last value of every metric of TABLE that the run logged, and of the shares of parameters without gradient."""
+    """First and last value of every metric of TABLE that the run logged, of the user's own reward terms, and of the shares of
+    parameters without gradient."""
     table = []
     zeros = sorted({metric for row in rows for metric in row if "/zero_gradients/" in metric})
     names = [
         (metric, metric.replace("/zero_gradients/", " ") + ": weights without gradient, share") for metric in zeros
     ]
-    for metric, name in (*TABLE, *names):
+    own = [(metric, metric.replace("reward/", "reward: ")) for metric in _own_rewards(rows)]
+    for metric, name in (*TABLE, *own, *names):
         if values := [row[metric] for row in rows if row.get(metric) is not None]:
             table.append({"name": name, "first": f"{values[0]:.3g}", "last": f"{values[-1]:.3g}"})
     return table
@@ -202,14 +205,25 @@ def _table(rows: Rows) -> list[dict[str, str]]:
 def _charts(rows: Rows) -> list[dict[str, str]]:
     """Title, caption and picture of every chart that has something to show."""
     charts = []
+    colors = itertools.cycle((SKY, GREY))
+    own = [(metric, metric.removeprefix("reward/"), next(colors)) for metric in _own_rewards(rows)]
     for title, caption, curves in CURVES:
-        if present := [curve for curve in curves if _logged(rows, curve[0])]:
+        shown = (*curves, *own) if title == "Reward" else curves
+        if present := [curve for curve in shown if _logged(rows, curve[0])]:
             charts.append({"title": title, "caption": caption, "image": _curves(rows, present)})
     if phases := [phase for phase in PHASES if _logged(rows, phase[0])]:
         caption = "Seconds of rollout, policy and sampler update, and weight publication, stacked; they may overlap."
         timed = [row for row in rows if any(metric in row for metric, _, _ in phases)]
         charts.append({"title": "Step time", "caption": caption, "image": _step_time(timed, phases)})
     return charts
+
+
+def _own_rewards(rows: Rows) -> list[str]:
+    """Metrics of the reward terms that `rewards.extra` added, in the order they were logged."""
+    known = dict(TABLE)
+    return list(
+        dict.fromkeys(metric for row in rows for metric in row if metric.startswith("reward/") and metric not in known)
+    )
 
 
 def _logged(rows: Rows, metric: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -121,7 +121,7 @@ class SamplerConfig(LearnerConfig):
 
 
 class RewardConfig(Section):
-    """r = accuracy + format + info."""
+    """r = accuracy + format + info + what the functions of `extra` return."""
 
     accuracy: float = Field(default=0.8, ge=0)
     """Reward of the right letter (paper: 0.8; one source says 1.0)."""
@@ -133,9 +133,11 @@ class RewardConfig(Section):
     """A row is informative when max_t s > info_ratio * min_t s (paper: 10)."""
     logit_scale: float = Field(default=100.0, gt=0)
     """s is the row's softmax over frames of logit_scale * cosine (ours: CLIP's own scale)."""
+    extra: tuple[Annotated[str, Field(pattern=r".+\.py:\w+$")], ...] = ()
+    """Reward functions of your own, `[path/to/file.py:function]`, whose numbers are added (`docs/method.md`)."""
 
     @model_validator(mode="after")
     def _some_reward(self) -> RewardConfig:
-        if self.accuracy + self.format + self.info == 0:
+        if self.accuracy + self.format + self.info == 0 and not self.extra:
             raise ValueError("accuracy, format and info are all 0: nothing can be learned; make one positive")
         return self

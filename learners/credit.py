@@ -106,20 +106,20 @@ def _worth(question: Question, trajectory: Trajectory, config: SamplerConfig) ->
     """Of a draw, before its baseline."""
     if config.objective == "difficulty":
         return difficulty_advantage(trajectory.letter == question.answer, question.pass_rate, config)
-    return trajectory.reward.total if config.reward == "total" else trajectory.reward.accuracy
+    return trajectory.reward.total if config.reward == "total" else trajectory.reward.terms["accuracy"]
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the step: rewards by part, replies that could not be parsed or were cut, lengths, groups, lost signal."""
+    """Means over the step: rewards by term, replies that could not be parsed or were cut, lengths, groups, lost signal."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     first_of_samples = [sample[0] for group in groups for sample in group.samples]
     queries = [t.query_turn for t in first_of_samples]
     answers = [t.answer_turn for t in trajectories]
     return {
         "reward/total": _mean(t.reward.total for t in trajectories),
-        "reward/accuracy": _mean(t.reward.accuracy for t in trajectories),
-        "reward/format": _mean(t.reward.format for t in trajectories),
-        "reward/info": _mean(t.reward.info for t in trajectories),
+        **{
+            f"reward/{term}": _mean(t.reward.terms[term] for t in trajectories) for term in trajectories[0].reward.terms
+        },
         "rollout/right_answers": _mean(t.letter == g.question.answer for g in groups for t in g.trajectories),
         "rollout/queries": _mean(0 if t.fallback else len(t.queries) for t in first_of_samples),
         "rollout/queries_unparsed": _mean(t.fallback for t in first_of_samples),

@@ -129,7 +129,9 @@ def format_line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
         return " ".join(template.format(metrics[name]) for name, template in fields if name in metrics)
 
     reward = part(("reward/total", "reward {:.3f}"))
-    terms = part(("reward/accuracy", "acc {:.2f}"), ("reward/format", "fmt {:.2f}"), ("reward/info", "info {:.2f}"))
+    short = {"accuracy": "acc", "format": "fmt"}
+    names = [name.removeprefix("reward/") for name in metrics if name.startswith("reward/") and name != "reward/total"]
+    terms = part(*((f"reward/{name}", short.get(name, name) + " {:.2f}") for name in names))
     policy = part(
         ("policy/loss", "loss {:.2g}"),
         ("policy/grad_norm", "grad {:.2g}"),

@@ -10,6 +10,8 @@ Shape letters: `Q` queries (at most 4), `T` candidate frames (1 per second), `K`
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,15 +124,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Reward:
-    """The parts of one trajectory's reward, each already weighted."""
+    """What one trajectory earned."""
 
-    accuracy: float
-    format: float
-    info: float
+    terms: Mapping[str, float]
+    """By name (`learners/rewards.py`), each already weighted."""
 
     @property
     def total(self) -> float:
-        return self.accuracy + self.format + self.info
+        return math.fsum(self.terms.values())
 
 
 @dataclass(frozen=True)

@@ -60,12 +60,7 @@ def _row(step: int, question: Question, trajectory: Trajectory, similarity: bool
         "frames": [int(frame) for frame in selection.frames],
         "answer_reply": trajectory.answer_turn.text,
         "letter": trajectory.letter,
-        "reward": {
-            "total": float(reward.total),
-            "accuracy": float(reward.accuracy),
-            "format": float(reward.format),
-            "info": float(reward.info),
-        },
+        "reward": {"total": reward.total, **reward.terms},
         "versions": {
             "query": trajectory.query_turn.version,
             "sampler": selection.version,

@@ -37,6 +37,12 @@ def test_a_whole_model_passes(toy_config: Config) -> None:
     check_inputs(toy_config)
 
 
+def test_a_reward_function_that_is_not_there(toy_config: Config) -> None:
+    rewards = toy_config.rewards.model_copy(update={"extra": ("missing.py:f",)})
+    with pytest.raises(UserError, match="rewards.extra: missing.py: no such file"):
+        check_inputs(toy_config.model_copy(update={"rewards": rewards}))
+
+
 @pytest.mark.parametrize(
     ("file", "what"),
     [

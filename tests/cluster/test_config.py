@@ -28,12 +28,17 @@ def test_shipped_recipes_load(recipe: Path) -> None:
 def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLICY", '{"clip_low": 0.9}')
     config = load_config(
-        TOY, ["--policy.learning_rate=1e-5", "--policy.zero_stage=3", "--sampler.channels=[8,16]", "--toyworld.seed=3"]
+        TOY,
+        [
+            *("--policy.learning_rate=1e-5", "--policy.zero_stage=3", "--sampler.channels=[8,16]", "--toyworld.seed=3"),
+            "--rewards.extra=[mine.py:brevity, more/yours.py:early]",
+        ],
     )
     assert config.policy.learning_rate == 1e-5
     assert config.policy.zero_stage == 3
     assert config.policy.clip_low == 0.2
     assert config.sampler.channels == (8, 16)
+    assert config.rewards.extra == ("mine.py:brevity", "more/yours.py:early")
     assert config.toyworld is not None
     assert (config.toyworld.seed, config.toyworld.videos) == (3, 48)
 
@@ -60,6 +65,7 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
         (["--rollout.max_model_len=40"], "rollout.max_model_len: 40 cannot hold 16 visual tokens"),
         (["--train.validate_budgets=[4, 9]"], "train.validate_budgets: 4, 9; each from 1 to frames.budget, 8"),
         (["--toyworld.min_seconds=700"], "min_seconds 700 is above max_seconds 150"),
+        (["--rewards.extra=[mine.py]"], "rewards.extra.0: String should match pattern"),
         (["--rewards.accuracy=0", "--rewards.format=0", "--rewards.info=0"], "nothing can be learned"),
     ],
 )

@@ -48,7 +48,8 @@ def make_group(step: int, question_id: str) -> Group:
     similarity = np.random.default_rng(step).random((2, 10), dtype=np.float32)
     selection = Selection(FRAMES, FRAMES, -1.0, 2.0, similarity, version=step)
     queries = ("a $ball$ <b>", "a wall")
-    trajectory = Trajectory(question_id, 0, 0, turn, queries, False, selection, turn, "B", Reward(0.8, 0.1, 0.05))
+    reward = Reward({"accuracy": 0.8, "format": 0.1, "info": 0.05, "brevity": -0.25})
+    trajectory = Trajectory(question_id, 0, 0, turn, queries, False, selection, turn, "B", reward)
     return Group(question, (trajectory,))
 
 
@@ -71,7 +72,8 @@ def page(run_dir: Path) -> str:
 def make_run(run_dir: Path, steps: int) -> None:
     with MetricsSink(run_dir, steps) as sink:
         for step in range(1, steps + 1):
-            metrics = {"reward/total": 0.1 * step, "policy/loss": float("nan"), "timing/rollout": 1.5}
+            rewards = {"reward/total": 0.1 * step, "reward/brevity": -0.25 * step}
+            metrics = rewards | {"policy/loss": float("nan"), "timing/rollout": 1.5}
             sink.log(step, metrics if step == 1 else {**metrics, "sampler/entropy": 2.0, "timing/step": 1.25})
             write_trajectories(run_dir, step, [make_group(step, f"q{place}") for place in range(5)])
     (run_dir / "config.yaml").write_text("name: <tag>\n")
@@ -85,6 +87,8 @@ def test_page_of_a_run(page: str) -> None:
     assert "<h1>run-a</h1>" in page
     assert "name: &lt;tag&gt;" in page
     assert "<td>reward</td><td>0.1</td><td>0.3</td>" in page
+    assert "<td>reward: brevity</td><td>-0.25</td><td>-0.75</td>" in page
+    assert "= accuracy 0.80 + format 0.10 + info 0.05 + brevity -0.25<" in page
     assert "policy loss" not in page, "a metric without one finite value has nothing to show"
     assert "Sampler entropy" in page
     assert "Mismatch KL" not in page
@@ -110,6 +114,7 @@ def test_page_refers_to_nothing_outside(page: str) -> None:
 
 def test_pictures_are_valid(page: str) -> None:
     charts = images(page, "image/svg+xml")
+    assert b">brevity<" in charts[0]
     assert len(charts) == 3 + 8, "reward, step time, entropy; two plots of each of four questions"
     assert all(ElementTree.fromstring(chart).tag.endswith("svg") for chart in charts)
     thumbnails = [Image.open(io.BytesIO(data)) for data in images(page, "image/jpeg")]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -50,7 +51,8 @@ def twins(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def other(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of another seed, in stage 1, two of whose questions have bad videos; its folder and console."""
+    """A run of another seed, in stage 1, with a reward function of its own, two of whose questions have bad videos; its folder
+    and console."""
     folder = tmp_path_factory.mktemp("other")
     assert toy_config.data.questions is not None
     world = toy_config.data.questions.parent
@@ -62,8 +64,9 @@ def other(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pytest
     rows.append(rows[0] | {"id": "no-video", "video": str(folder / "broken.mp4")})
     questions = folder / "questions.jsonl"
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    stage_1 = ["--policy.train=false", "--sampler.objective=difficulty"]
-    done = train(folder / "run", [*toy_overrides, *stage_1, "--train.seed=1", f"--data.questions={questions}"])
+    (folder / "mine.py").write_text("def brevity(question, attempt):\n    return -len(attempt.answer_turn.text)\n")
+    changes = ["--policy.train=false", "--sampler.objective=difficulty", f"--rewards.extra=[{folder}/mine.py:brevity]"]
+    done = train(folder / "run", [*toy_overrides, *changes, "--train.seed=1", f"--data.questions={questions}"])
     assert done.returncode == 0, done.stderr
     return folder / "run", done.stdout
 
@@ -112,6 +115,15 @@ def test_the_folder_tells_the_story(twins: tuple[Path, Path]) -> None:
     assert 0 <= summary["accuracy/after/1"] <= 1
     assert 0 <= summary["accuracy/uniform"] <= 1
     assert (summary["questions"], summary["steps"]) == (2, 1)
+
+
+def test_a_reward_of_ones_own_is_logged(other: tuple[Path, str]) -> None:
+    rewards = [(row["reward"], -len(row["answer_reply"])) for row in read_trajectories(other[0])]
+    assert all(reward["brevity"] == own and reward["total"] < own + 1.001 for reward, own in rewards)
+    logged = read_metrics(other[0])[-1]["reward/brevity"]
+    assert logged == pytest.approx(np.mean([own for _, own in rewards]))
+    assert f"brevity {logged:.2f})" in other[1]
+    assert "reward: brevity" in (other[0] / "report.html").read_text()
 
 
 def test_a_checkpoint_is_in_public_formats(twins: tuple[Path, Path]) -> None:

@@ -44,7 +44,7 @@ def group(
                 selection,
                 answer or turn(2),
                 "A" if accuracy else None,
-                Reward(accuracy, formatted, 0.0),
+                Reward({"accuracy": accuracy, "format": formatted}),
             )
             for index, (accuracy, formatted) in enumerate(zip(accuracies, formats or repeat(0.1), strict=False))
         ),

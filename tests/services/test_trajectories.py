@@ -37,7 +37,7 @@ def make_group(question_id: str, size: int = 2) -> Group:
             selection,
             make_turn("no idea", 4, selection.frames),
             letter=None,
-            reward=Reward(0.0, 0.0, 0.05),
+            reward=Reward({"accuracy": 0.0, "format": 0.0, "info": 0.05}),
         )
         for index in range(size)
     )
