@@ -238,5 +238,5 @@ def test_nothing_works_on_when_the_command_is_killed(tmp_path: Path) -> None:
     command.kill()
     command.wait()
     assert children
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=300)
     assert not alive

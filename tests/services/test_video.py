@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -9,8 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +22,7 @@ import pytest
 
 from services import video as module
 from services.decode_process import DecodeProcess
-from services.errors import VideoError
+from services.errors import DecoderLost, VideoError
 from services.video import decode, each_second, frame_size, read_with_decord, read_with_pyav
 from tests.services.odd_videos import ten_hours, write_video
 
@@ -50,6 +49,17 @@ def run_late(frames: Iterator[module.Frame]) -> None:
 def die(frames: Iterator[module.Frame]) -> None:
     """A `write` that no process survives."""
     os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang(frames: Iterator[module.Frame]) -> None:
+    """A `write` that never ends."""
+    signal.pause()
+
+
+def interrupt_and_save(out: Path, frames: Iterator[module.Frame]) -> None:
+    """A `write` amid which the caller is interrupted."""
+    os.kill(os.getppid(), signal.SIGUSR1)
+    save(out, frames)
 
 
 def fail_once(marker: Path, how: str, out: Path, frames: Iterator[module.Frame]) -> None:
@@ -246,23 +256,26 @@ def test_the_child_decodes_stays_and_survives_a_bad_video(video, read_numbers, t
 def test_a_hanging_child_is_killed_at_the_deadline_and_replaced(video, tmp_path):
     process = DecodeProcess()
     process.decode(str(video), TOKENS, partial(save, tmp_path / "a"), 60)
-    stopped = process.pid
-    os.kill(stopped, signal.SIGSTOP)
-    begin = time.monotonic()
+    hanging = process.pid
     with pytest.raises(VideoError, match="longer than the deadline of 0.3 s"):
-        process.decode(str(video), TOKENS, partial(save, tmp_path / "a"), 0.3)
-    assert time.monotonic() - begin < 5
+        process.decode(str(video), TOKENS, hang, 0.3)
     with pytest.raises(ProcessLookupError):
-        os.kill(stopped, 0)
+        os.kill(hanging, 0)
     process.decode(str(video), TOKENS, partial(save, tmp_path / "b"), 60)
-    assert (tmp_path / "b").exists() and process.pid != stopped
+    assert (tmp_path / "b").exists() and process.pid != hanging
 
 
 @pytest.mark.parametrize("how", ["hangs", "dies"])
 def test_when_decord_hangs_or_dies_pyav_reads(how, video, read_numbers, tmp_path):
-    process, out = DecodeProcess(), tmp_path / "out"
-    process.decode(str(video), TOKENS, partial(fail_once, tmp_path / how, how, out), 10)
-    assert (tmp_path / how).exists()
+    process, out, marker, deadline = DecodeProcess(), tmp_path / "out", tmp_path / how, 4.0
+    while (
+        not out.exists()
+    ):  # half of the deadline may be too short to reach the place where it hangs, on a busy machine
+        marker.unlink(missing_ok=True)
+        with contextlib.suppress(DecoderLost):
+            process.decode(str(video), TOKENS, partial(fail_once, marker, how, out), deadline)
+        deadline *= 2
+    assert marker.exists()
     assert read_numbers(np.stack([pixels for _, pixels in pickle.loads(out.read_bytes())])) == list(range(0, 1200, 100))
 
 
@@ -272,10 +285,8 @@ def test_an_interrupted_call_leaves_no_answer_behind(video, read_numbers, make_v
     process.decode(str(video), TOKENS, partial(save, out), 60)
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     try:
-        os.kill(process.pid, signal.SIGSTOP)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         with pytest.raises(KeyboardInterrupt):
-            process.decode(str(video), TOKENS, partial(save, out), 60)
+            process.decode(str(video), TOKENS, partial(interrupt_and_save, out), 60)
     finally:
         signal.signal(signal.SIGUSR1, before)
     process.decode(str(other), TOKENS, partial(save, out), 60)
@@ -288,7 +299,7 @@ def test_a_dying_child_is_noticed_at_once_and_replaced(video, tmp_path):
         process.decode(str(video), TOKENS, die, 60)
     process.decode(str(video), TOKENS, partial(save, tmp_path / "b"), 60)
     os.kill(process.pid, signal.SIGKILL)
-    time.sleep(0.2)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     process.decode(str(video), TOKENS, partial(save, tmp_path / "c"), 60)
     assert (tmp_path / "b").exists() and (tmp_path / "c").exists(), "one that died between two calls costs no video"
 
