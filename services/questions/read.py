@@ -16,6 +16,7 @@ from pathlib import Path
 
 from services.errors import UserError
 from services.questions import files
+from services.questions.integers import Integers
 from services.questions.longvideobench import LONGVIDEOBENCH, LONGVIDEOBENCH_PARQUET
 from services.questions.lvbench import LVBENCH
 from services.questions.mlvu import MLVU
@@ -80,8 +81,7 @@ def scan_questions(path: Path, video_root: Path | None = None) -> Recognised:
 
     Raises UserError for a file that is missing, empty, or of no known form.
     """
-    form, read = _read(path, video_root)
-    outcomes = list(read)
+    form, outcomes = _read(path, video_root)
     if not outcomes:
         raise UserError(f"{path}: holds no questions")
     questions = tuple(outcome for outcome in outcomes if isinstance(outcome, Question))
@@ -123,10 +123,14 @@ def read_questions(path: Path, video_root: Path | None = None) -> list[Question]
     return questions
 
 
-def _read(path: Path, video_root: Path | None) -> tuple[Format, Iterator[Question | Refused]]:
+def _read(path: Path, video_root: Path | None) -> tuple[Format, list[Question | Refused]]:
     files.check(path)
     form = _recognise(path)
-    return form, _outcomes(path, form, video_root or path.parent)
+    root, integers = video_root or path.parent, Integers()
+    outcomes = list(_outcomes(path, form, root, integers))
+    if integers.doubtful:  # what they mean is known only now
+        outcomes = list(_outcomes(path, form, root, integers))
+    return form, outcomes
 
 
 def _recognise(path: Path) -> Format:
@@ -145,11 +149,11 @@ def _recognise(path: Path) -> Format:
     )
 
 
-def _outcomes(path: Path, form: Format, root: Path) -> Iterator[Question | Refused]:
+def _outcomes(path: Path, form: Format, root: Path, integers: Integers) -> Iterator[Question | Refused]:
     rows_of_ids: dict[str, str] = {}
     stem = os.fsencode(path.stem).decode(errors="backslashreplace")  # ids are text, whatever a file's name is
     for number, whole in files.rows(path, form.columns):
-        place = Place(root, stem, number)
+        place = Place(root, stem, number, integers)
         for row, part in _parts(form, number, whole):
             try:
                 if isinstance(part, WrongRow):

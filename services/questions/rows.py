@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.questions.integers import Integers
 from services.schema import LETTERS, Question
 
 Row = dict[str, Any]
@@ -53,6 +54,8 @@ class Place:
     """Name of the file without its suffix."""
     number: int
     """Row, from 1."""
+    integers: Integers
+    """What the file's integer answers mean."""
 
     @property
     def id(self) -> str:

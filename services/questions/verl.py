@@ -6,7 +6,7 @@ text; rows without options (mathematics, counts, free answers) hold no question 
 
 from __future__ import annotations
 
-from services.questions.choices import letter_of, split_options
+from services.questions.choices import is_letter, letter_of, split_options
 from services.questions.rows import (
     Format,
     NoQuestion,
@@ -29,11 +29,13 @@ def asked(
     what it says."""
     with naming(field):
         question, options = split_options(words)
+    if not options and isinstance(answer[1], str) and is_letter(answer[1]):
+        raise NoQuestion(f"its answer is a letter, but no options can be read in {field}")
     if not options:
         raise NoQuestion("open-ended: no options in the question")
     unicode(answer[1], answer[0])
     with naming(answer[0]):
-        letter = letter_of(answer[1], options)
+        letter = letter_of(answer[1], options, place.integers)
     source = optional_text(row, "data_source")
     group = (kind or source,) if kind or source else ()
     return Question(place.id, place.find(video), question, options, letter, data_source=source, group=group)
