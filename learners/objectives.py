@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from learners.config import SamplerConfig
@@ -135,36 +136,53 @@ def difficulty_advantage(correct: bool, pass_rate: float | None, config: Sampler
 
 
 def draw_advantages(values_N: Tensor, sizes: Sequence[int], draws: Sequence[int]) -> Tensor:
-    """What the answers to draws were worth [N], less the sampler's baseline, which no draw has a part in itself.
+    """What the answers to draws were worth [N], less the sampler's baseline, in which no draw has a part of its own.
 
     The baseline estimates what the draw's queries are worth, from the mean of their other draws, whose numbers are `draws`,
     and that of the group's other queries, whose numbers of draws sum to `sizes`. Each weighs by the inverse of its variance,
-    got from the variances of the step between and within queries; without others the baseline is 0. ValueError when `sizes`
-    or `draws` does not sum to N.
+    got from the variances between and within queries of the step's *other* groups; where these show none, all other draws of
+    the group weigh alike. Without others in the group the baseline is 0. ValueError when `sizes` or `draws` does not sum to N.
     """
     if not sum(sizes) == sum(draws) == len(values_N):
         raise ValueError(f"sizes {list(sizes)} and draws {list(draws)} must both sum to the {len(values_N)} values")
-    sums_Q, draws_Q = _sums(values_N.double(), draws), torch.tensor(draws, dtype=torch.int64)
-    sums_G, sizes_G = _sums(values_N.double(), sizes), torch.tensor(sizes, dtype=torch.int64)
     query_N, group_N = _owners(draws), _owners(sizes)
-    group_Q = group_N[draws_Q.cumsum(0) - 1]
-    squares_G = torch.zeros_like(sizes_G).index_add(0, group_Q, draws_Q.square())
+    v_N, draws_N, sizes_N = values_N.double(), _counts(draws)[query_N], _counts(sizes)[group_N]
+    of_query_N, of_group_N = _sums(v_N, draws)[query_N], _sums(v_N, sizes)[group_N]
+    within_N, between_N = (x_G[group_N] for x_G in _variances_of_others(v_N, sizes, draws))
 
-    # The variances' unbiased estimates (one-way analysis of variance, with the queries of a group as its classes).
-    means_Q = sums_Q / draws_Q
-    within = (values_N - means_Q[query_N]).square().sum() / max(len(values_N) - len(draws), 1)
-    spread = (draws_Q * (means_Q - (sums_G / sizes_G)[group_Q]).square()).sum() - (len(draws) - len(sizes)) * within
-    between = spread.clamp(min=0) / (sizes_G - squares_G / sizes_G).sum().clamp(min=1)
-
-    draws_N, sizes_N = draws_Q[query_N], sizes_G[group_N]
     others_N, rest_N = (draws_N - 1).clamp(min=1), (sizes_N - draws_N).clamp(min=1)
-    of_query_N = (sums_Q[query_N] - values_N) / others_N
-    of_rest_N = (sums_G[group_N] - sums_Q[query_N]) / rest_N
-    query_variance_N = within / others_N
-    rest_variance_N = between * (1 + (squares_G[group_N] - draws_N**2) / rest_N**2) + within / rest_N
-    weight_N = (rest_variance_N / (query_variance_N + rest_variance_N)).nan_to_num(0.0)  # where nothing varies
+    squares_N = _sums(draws_N, sizes)[group_N] - draws_N**2  # of the numbers of draws of the group's other queries
+    query_variance_N = within_N / others_N
+    rest_variance_N = between_N * (1 + squares_N / rest_N**2) + within_N / rest_N
+    weight_N = rest_variance_N / (query_variance_N + rest_variance_N)
     weight_N = weight_N.masked_fill(sizes_N == draws_N, 1.0).masked_fill(draws_N == 1, 0.0)
-    return values_N - (weight_N * of_query_N + (1 - weight_N) * of_rest_N).to(values_N.dtype)
+    baseline_N = weight_N * (of_query_N - v_N) / others_N + (1 - weight_N) * (of_group_N - of_query_N) / rest_N
+    return values_N - baseline_N.to(values_N.dtype)
+
+
+def _variances_of_others(values_N: Tensor, sizes: Sequence[int], draws: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """For each group, the variances [G] within and between queries of all *other* groups; 1 and 0 where nothing varies there.
+
+    The unbiased estimates of a one-way analysis of variance, with the queries of a group as its classes.
+    """
+    query_N, group_N, sizes_G = _owners(draws), _owners(sizes), _counts(sizes)
+    queries_G = group_N[_counts(draws).cumsum(0) - 1].bincount()
+    query_mean_N, group_mean_N = _sums(values_N, draws) / _counts(draws), _sums(values_N, sizes) / sizes_G
+    query_mean_N, group_mean_N = query_mean_N[query_N], group_mean_N[group_N]
+    within_G = _sums((values_N - query_mean_N).square(), sizes)
+    between_G = _sums((query_mean_N - group_mean_N).square(), sizes)
+    squares_G = _sums(_counts(draws)[query_N], sizes)
+
+    within_G = _sums_of_others(within_G) / _sums_of_others(sizes_G - queries_G).clamp(min=1)
+    between_G = _sums_of_others(between_G) - _sums_of_others(queries_G - 1) * within_G
+    between_G = between_G.clamp(min=0) / _sums_of_others(sizes_G - squares_G / sizes_G).clamp(min=1)
+    return torch.where(within_G + between_G == 0, 1.0, within_G), between_G
+
+
+def _sums_of_others(x_G: Tensor) -> Tensor:
+    """The sum of all elements but one, for each [G]: of those before and those after it, so that no rounding lets it in."""
+    before_G, after_G = x_G.cumsum(0), x_G.flip(0).cumsum(0)
+    return F.pad(before_G[:-1], (1, 0)) + F.pad(after_G[:-1], (1, 0)).flip(0)
 
 
 def _dr_grpo(r_G: Tensor) -> Tensor:
@@ -191,13 +209,17 @@ def _per_group(function: Callable[[Tensor], Tensor], rewards_N: Tensor, sizes: S
     return torch.cat(groups).to(rewards_N.dtype) if groups else rewards_N.clone()
 
 
+def _counts(counts: Sequence[int]) -> Tensor:
+    return torch.tensor(counts, dtype=torch.int64)
+
+
 def _owners(counts: Sequence[int]) -> Tensor:
-    """Of `counts` consecutive elements each: which run an element belongs to."""
-    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts, dtype=torch.int64))
+    """Which of consecutive runs of `counts` elements an element belongs to."""
+    return torch.arange(len(counts)).repeat_interleave(_counts(counts))
 
 
 def _sums(values: Tensor, counts: Sequence[int]) -> Tensor:
-    """Of consecutive runs."""
+    """Sum of each of consecutive runs."""
     return values.new_zeros(len(counts)).index_add(0, _owners(counts).to(values.device), values)
 
 

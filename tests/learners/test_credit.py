@@ -91,7 +91,7 @@ def test_nested_groups_by_hand() -> None:
     assert weights == [1 / 10, 1 / 20, 1 / 20] * 2, "2 queries of 3 tokens and, half each, 4 answers of 2"
     drawn = sampler_batch(groups, SamplerConfig())
     assert [sample.advantage for sample in drawn] == pytest.approx([0.8, -0.8 / 3, -0.8 / 3, -0.8 / 3])
-    drawn = sampler_batch([group("q", [0.8, 0.8, 0.0, 0.0], draws=2)], SamplerConfig())
+    drawn = sampler_batch([group(name, [0.8, 0.8, 0.0, 0.0], draws=2) for name in "qr"], SamplerConfig())
     assert drawn == (), "where queries decide all, nothing is left to the draws"
     drawn = sampler_batch([*groups, group("all alike", [0.8, 0.8])], SamplerConfig())
     assert {sample.weight for sample in drawn} == {1 / 6}, "draws without advantage still divide the mean"

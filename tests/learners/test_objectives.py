@@ -217,22 +217,49 @@ def test_difficulty_needs_a_pass_rate(pass_rate: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "draws", "baseline"),
+    ("values", "draws", "others", "baseline"),
     [
-        # Variance within queries 0.02, between them 0.31: the other draw weighs 0.63 / 0.65.
-        ([1.0, 0.8, 0.0, 0.2], [2, 2], [(63 * 0.8 + 2 * 0.1) / 65, (63 + 2 * 0.1) / 65]),
-        # Queries differ by less than their draws' luck: all others weigh alike. The last lost its companion.
-        ([1.0, 0.0, 0.5, 0.5, 0.2], [2, 2, 1], [1.2 / 4, 2.2 / 4, 1.7 / 4, 1.7 / 4, 2.0 / 4]),
-        ([1.0, 0.0, 0.2], [3], [0.1, 0.6, 0.5]),
-        ([1.0, 0.0, 0.2], [1, 1, 1], [0.1, 0.6, 0.5]),
-        ([0.7], [1], [0.0]),
+        # In the other group the variance within queries is 0.02, between them 0.31: the other draw weighs 0.63 / 0.65.
+        ([1.0, 0.5, 0.0, 0.1], [2, 2], [1.0, 0.8, 0.0, 0.2], [(63 * 0.5 + 2 * 0.05) / 65, (63 + 2 * 0.05) / 65]),
+        # Its queries differ by less than their draws' luck: all others weigh alike. The last lost its companion.
+        ([1.0, 0.0, 0.5, 0.5, 0.2], [2, 2, 1], [1.0, 0.0, 0.5, 0.5], [1.2 / 4, 2.2 / 4, 1.7 / 4, 1.7 / 4, 2.0 / 4]),
+        # It shows no luck at all, only better and worse queries: the draws of the same queries alone.
+        ([1.0, 0.5, 0.0, 0.1], [2, 2], [1.0, 1.0, 0.0, 0.0], [0.5, 1.0, 0.1, 0.0]),
+        # Nothing varies there, or there is none: all others weigh alike.
+        ([1.0, 0.5, 0.0, 0.1], [2, 2], [0.9, 0.9, 0.9, 0.9], [0.2, 1.1 / 3, 1.6 / 3, 0.5]),
+        ([1.0, 0.5, 0.0, 0.1], [2, 2], [], [0.2, 1.1 / 3, 1.6 / 3, 0.5]),
+        ([1.0, 0.0, 0.2], [3], [1.0, 0.8, 0.0, 0.2], [0.1, 0.6, 0.5]),
+        ([1.0, 0.0, 0.2], [1, 1, 1], [1.0, 0.8, 0.0, 0.2], [0.1, 0.6, 0.5]),
+        ([0.7], [1], [1.0, 0.8, 0.0, 0.2], [0.0]),
     ],
 )
 def test_draws_are_compared_with_all_that_tells_of_their_queries(
-    values: list[float], draws: list[int], baseline: list[float]
+    values: list[float], draws: list[int], others: list[float], baseline: list[float]
 ) -> None:
-    found = tensor(values) - draw_advantages(tensor(values), [len(values)], draws)
+    sizes, draws = [len(values)] + [4] * bool(others), draws + [2, 2] * bool(others)
+    found = tensor(values) - draw_advantages(tensor(values + others), sizes, draws)[: len(values)]
     torch.testing.assert_close(found[: len(baseline)], tensor(baseline), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("questions", [1, 4, 16])
+def test_the_baseline_leaves_the_gradient_as_it_is(questions: int) -> None:
+    """All 16 outcomes of a question's draws (two frames, two queries with two draws each), whatever the other questions
+    gave: probability times advantage times the log-probability's gradient sums to the gradient of the mean reward."""
+    generator = torch.Generator().manual_seed(questions)
+    worth_QT = torch.tensor([[1.0, 0.2], [0.1, 0.4]], dtype=torch.float64)
+    outcomes = torch.cartesian_prod(*[torch.arange(2)] * 4)
+    values = worth_QT[torch.tensor([0, 0, 1, 1]), outcomes]
+    for _ in range(4):
+        others = torch.randint(0, 2, (4 * questions - 4,), generator=generator).double()
+        advantages = [
+            draw_advantages(torch.cat([row, others]), [4] * questions, [2, 2] * questions)[:4] for row in values
+        ]
+        logits = torch.tensor([0.4, -0.3], dtype=torch.float64, requires_grad=True)
+        log_probs = logits.log_softmax(-1)[outcomes]
+        probabilities = log_probs.detach().sum(1, keepdim=True).exp()
+        (estimated,) = torch.autograd.grad((probabilities * torch.stack(advantages) * log_probs).sum(), logits)
+        (true,) = torch.autograd.grad(2 * (worth_QT * logits.softmax(-1)).sum(), logits)
+        torch.testing.assert_close(estimated, true, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("between", [0.0, 0.3, 1.0, 10.0])
