@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 _SHOWN = 120
 """Characters."""
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """NUL, which no tokenizer, path or terminal takes, and halves of a surrogate pair, which no encoding can write."""
 _LARGEST = 2**63 - 1
 """Of the whole numbers that parquet keeps."""
@@ -115,7 +115,7 @@ def unicode(value: object, field: str) -> None:
     """Raises NotUnicode for text that is not Unicode, and for bytes: those of text that is not UTF-8 among them."""
     if isinstance(value, bytes):
         raise NotUnicode(f"{shown(value)} is bytes, not Unicode text; valid: text in UTF-8", field)
-    if isinstance(value, str) and (found := _NO_TEXT.search(value)):
+    if isinstance(value, str) and (found := NO_TEXT.search(value)):
         raise NotUnicode(f"{shown(value)} has {found[0]!a}, which is no text; valid: Unicode text", field)
 
 

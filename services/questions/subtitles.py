@@ -1,4 +1,4 @@
-"""Subtitle files, and which of their lines belong to which frames: SRT (VideoMME) and both JSON shapes of LongVideoBench.
+"""Subtitle files, and which of their lines belong to which frames: SRT (VideoMME), WebVTT, both JSON shapes of LongVideoBench.
 
 Times are seconds of the video. Which subtitles go with a set of frames, and where between them, is LongVideoBench's rule:
 those on screen at one of the frames (a short one counts as `SHORTEST` long around its middle), each before the first
@@ -13,19 +13,28 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from html import unescape
 from pathlib import Path
 from typing import Any, Literal
 
 from services.errors import UserError
+from services.questions.cues import Cue, read_cues, seconds
+from services.questions.encodings import decoded
+from services.questions.rows import NO_TEXT
 
 SHORTEST = 1.0
 """Seconds."""
 
-_CLOCK = r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)"
-_TIME = re.compile(rf"\s*{_CLOCK}\s*")
-_SPAN = re.compile(rf"\s*({_CLOCK})\s*-->\s*({_CLOCK})(?:\s.*)?")
-_TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
+_ENDLESS = 1e9
+"""Seconds that no video has."""
+_TAG = re.compile(
+    r"</?(?:[ibus]|ruby|rt)(?:\.[\w.-]+)?>|</?font(?:\s[^<>]*)?>|(?-i:</?c(?:\.[^<>\s]+)?>|<v(?:\.[^<>\s]+)?\s[^<>]*>|</v>"
+    r"|<lang\s[^<>]*>|</lang>)|<\d+:\d\d(?::\d\d)?[.,]\d+>|\{\\[^{}]*\}",
+    re.IGNORECASE,
+)
+"""Markup of SRT and WebVTT; all else between angle brackets is text."""
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z][A-Za-z\d]*);")
 
 
 @dataclass(frozen=True)
@@ -40,27 +49,36 @@ class Subtitle:
 
 
 def read_subtitles(path: Path | str, offset: float = 0.0, duration: float = math.inf) -> tuple[Subtitle, ...]:
-    """The subtitles of a `.srt` or `.json` file in time order, `offset` seconds earlier than the file says; those without
-    an end are shown until the video's, at `duration` seconds.
+    """The subtitles of a `.srt`, `.vtt` or `.json` file in time order, `offset` seconds earlier than the file says; those
+    without an end are shown until the video's, at `duration` seconds.
 
-    Markup and line breaks are taken out of the text; a subtitle without text says nothing, and is left out.
-    Raises UserError naming the file and the place for one that cannot be read.
+    Markup and line breaks are taken out of the text, entities are the characters they name; a subtitle without text says
+    nothing, and is left out. Raises UserError naming the file and the place for one that cannot be read.
     """
     path = Path(path)
-    readers = {".srt": _srt, ".json": _json}
-    if path.suffix not in readers:
+    readers = {".srt": read_cues, ".vtt": read_cues, ".json": _json}
+    if path.suffix.lower() not in readers:
         raise UserError(f"{path}: unknown kind of subtitles {path.suffix!r}; valid: {', '.join(readers)}")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        cues = [
+            (start, end, _plain(text)) for start, end, text in readers[path.suffix.lower()](decoded(path.read_bytes()))
+        ]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error})") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     found = (
-        Subtitle(start - offset, duration if end is None else end - offset, " ".join(_TAG.sub("", text).split()))
-        for start, end, text in readers[path.suffix](content, path)
+        Subtitle(start - offset, duration if end is None else end - offset, text) for start, end, text in cues if text
     )
-    return tuple(sorted((subtitle for subtitle in found if subtitle.text), key=lambda subtitle: subtitle.start))
+    return tuple(sorted(found, key=lambda subtitle: subtitle.start))
+
+
+def _plain(text: str) -> str:
+    """What is shown of a cue's text. Raises ValueError for what is no text."""
+    text = _ENTITY.sub(lambda entity: unescape(entity[0]), _TAG.sub("", _BREAK.sub(" ", text)))
+    if found := NO_TEXT.search(text):
+        raise ValueError(f"subtitle {text[:60]!r}: has {found[0]!a}, which is no text; valid: Unicode text")
+    return " ".join(text.split())
 
 
 def overlapping(subtitles: Sequence[Subtitle], seconds: Sequence[float]) -> tuple[Subtitle, ...]:
@@ -94,56 +112,39 @@ def interleave(
     return parts + [("frame", index) for index in range(shown, len(frames_seconds))]
 
 
-def _srt(content: str, path: Path) -> Iterator[tuple[float, float | None, str]]:
-    """Cues: a number, a line `start --> end`, lines of text; the numbers and blank lines are not relied on."""
-    lines = content.splitlines()
-    starts = [index for index, line in enumerate(lines) if "-->" in line]
-    before = [line for line in lines[: starts[0] if starts else None] if line.strip() and not line.strip().isdigit()]
-    if before:
-        raise UserError(f"{path}: {before[0][:60]!r} before the first line of times; valid: SRT")
-    for index, following in pairwise([*starts, len(lines) + 1]):
-        span = _SPAN.fullmatch(lines[index])
-        if span is None:
-            raise UserError(f"{path}, line {index + 1}: {lines[index]!r}; valid: 00:00:01,500 --> 00:00:03,000")
-        text = lines[index + 1 : following]
-        if following < len(lines) and text and text[-1].strip().isdigit():
-            text = text[:-1]  # the next cue's number
-        yield _seconds(*span.group(2, 3, 4)), _seconds(*span.group(6, 7, 8)), " ".join(text)
-
-
-def _json(content: str, path: Path) -> Iterator[tuple[float, float | None, str]]:
+def _json(content: str) -> Iterator[Cue]:
     """A list of `{"start": "00:00:01.500", "end": …, "line"}` or `{"timestamp": [1.5, 3.0 or null], "text"}`."""
     try:
         entries = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
     if not isinstance(entries, list):
-        raise UserError(f"{path}: {type(entries).__name__} instead of a list of subtitles")
+        raise ValueError(f"{type(entries).__name__} instead of a list of subtitles")
     for number, entry in enumerate(entries, start=1):
-        subtitle = _spoken(entry) if isinstance(entry, dict) and "timestamp" in entry else _written(entry)
-        if subtitle is None:
-            raise UserError(
-                f"{path}, subtitle {number}: {str(entry)[:100]}; valid: an object with start, end and line, or with "
+        cue = _spoken(entry) if isinstance(entry, dict) and "timestamp" in entry else _written(entry)
+        if cue is None:
+            raise ValueError(
+                f"subtitle {number}: {str(entry)[:100]}; valid: an object with start, end and line, or with "
                 "timestamp (two numbers of seconds) and text"
             )
-        yield subtitle
+        yield cue
 
 
-def _spoken(entry: dict[str, Any]) -> tuple[float, float | None, str] | None:
+def _spoken(entry: dict[str, Any]) -> Cue | None:
     match entry:
-        case {"timestamp": [int() | float() as start, int() | float() | None as end], "text": str(text)}:
+        case {"timestamp": [start, end], "text": str(text)} if _is_second(start) and (end is None or _is_second(end)):
             return start, end, text
     return None
 
 
-def _written(entry: object) -> tuple[float, float | None, str] | None:
+def _is_second(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _ENDLESS
+
+
+def _written(entry: object) -> Cue | None:
     match entry:
         case {"start": str(start), "end": str(end), "line": str(text)}:
-            first, last = _TIME.fullmatch(start), _TIME.fullmatch(end)
-            if first and last:
-                return _seconds(*first.groups()), _seconds(*last.groups()), text
+            first, last = seconds(start), seconds(end)
+            if first is not None and last is not None:
+                return first, last, text
     return None
-
-
-def _seconds(hours: str | None, minutes: str, seconds: str) -> float:
-    return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))

@@ -74,7 +74,7 @@ def test_both_json_shapes(tmp_path):
         ("a.json", '[{"start": "1", "end": "00:00:02", "line": "x"}]', "subtitle 1"),
         ("a.json", '[{"start": "00:00:01", "end": "00:00:02", "text": "x"}]', "subtitle 1"),
         ("a.json", '["x"]', "subtitle 1"),
-        ("a.vtt", "WEBVTT", r"unknown kind of subtitles '.vtt'; valid: .srt, .json"),
+        ("a.ass", "[Events]", r"unknown kind of subtitles '.ass'; valid: .srt, .vtt, .json"),
         ("b.srt", None, "cannot be read"),
     ],
 )
