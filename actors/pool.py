@@ -1,7 +1,7 @@
 """A pool of equal actors: each call goes to the least loaded one, has a deadline, and fails with a name.
 
 Invariant: every remote call ends, in its result, in the callee's own error, or in a TrainingError that names the pool, the
-actor and the call.
+actor and the call; the actor is told of a call that nobody waits for any more.
 """
 
 from __future__ import annotations
@@ -65,9 +65,14 @@ class Pool:
     async def _call(self, index: int, method: str, arguments: tuple[Any, ...], deadline: float) -> Any:
         where = f"{self.name} actor {index}: {method}"
         self._in_flight[index] += 1
+        reference = getattr(self.actors[index], method).remote(*arguments)
         try:
-            return await asyncio.wait_for(getattr(self.actors[index], method).remote(*arguments), deadline)
+            return await asyncio.wait_for(reference, deadline)
+        except asyncio.CancelledError:
+            ray.cancel(reference)
+            raise
         except TimeoutError:
+            ray.cancel(reference)
             raise TrainingError(f"{where} was not done within {deadline:g} s") from None
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError | VideoError | TrainingError):

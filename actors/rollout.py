@@ -8,10 +8,6 @@ update every cache that the old weights filled is dropped. Pixels are read here,
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -19,6 +15,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.config import RolloutConfig
+from actors.engine_loop import EngineLoop
 from services.chat import Chat, Message
 from services.config import DataConfig, FramesConfig
 from services.errors import UserError
@@ -41,69 +38,6 @@ def engine_env(config: RolloutConfig) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "OMP_NUM_THREADS": str(config.threads),
     }
-
-
-class EngineLoop:
-    """A thread that owns the engine: requests join the running batch, calls run alone once it is empty."""
-
-    def __init__(self, engine: Any) -> None:
-        self.engine = engine
-        self._inbox: queue.SimpleQueue[tuple[Callable[[], Any] | None, tuple[Any, ...], Future]] = queue.SimpleQueue()
-        self._running: dict[str, Future] = {}
-        self._next_id = 0
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
-
-    def generate(self, prompt: dict[str, Any], params: Any) -> Future:
-        """Future of the request's final `RequestOutput`."""
-        return self._send(None, (prompt, params))
-
-    def call(self, function: Callable[[], Any]) -> Future:
-        """Future of `function()`, run between batches: after all earlier requests, before all later ones."""
-        return self._send(function, ())
-
-    def _send(self, function: Callable[[], Any] | None, request: tuple[Any, ...]) -> Future:
-        future: Future = Future()
-        self._inbox.put((function, request, future))
-        return future
-
-    def _run(self) -> None:
-        call: tuple[Callable[[], Any], Future] | None = None
-        while True:
-            while call is None and (not self._running or not self._inbox.empty()):
-                function, request, future = self._inbox.get()
-                if function is None:
-                    self._add(request, future)
-                else:
-                    call = function, future
-            if self._running:
-                self._step()
-            elif call is not None:
-                function, future = call
-                call = None
-                try:
-                    future.set_result(function())
-                except Exception as error:
-                    future.set_exception(error)
-
-    def _add(self, request: tuple[Any, ...], future: Future) -> None:
-        request_id = str(self._next_id)
-        self._next_id += 1
-        try:
-            self.engine.add_request(request_id, *request)
-        except Exception as error:
-            future.set_exception(error)
-        else:
-            self._running[request_id] = future
-
-    def _step(self) -> None:
-        try:
-            for output in self.engine.step():
-                if output.finished:
-                    self._running.pop(output.request_id).set_result(output)
-        except Exception as error:
-            for future in self._running.values():
-                future.set_exception(error)
-            self._running.clear()
 
 
 class RolloutActor:

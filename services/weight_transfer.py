@@ -69,7 +69,14 @@ class ObjectStoreEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
 
 
 class WeightTransferExtension:
-    """Named as `worker_extension_cls` so that every vLLM worker imports this module before it loads the model."""
+    """Named as `worker_extension_cls`, so that every vLLM worker imports this module before it loads the model and has these
+    methods."""
+
+    model_runner: Any
+
+    def forget_step(self) -> None:
+        """After a step that failed between the forward pass and sampling, whose half the worker would wait for ever after."""
+        self.model_runner.execute_model_state = None
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreEngine)

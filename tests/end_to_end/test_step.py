@@ -9,9 +9,11 @@ import asyncio
 import math
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import ray
 import torch
 
 from actors.prompts import answer_messages
+from actors.rollout import RolloutActor
 from actors.selectors import uniform_frames
 from cluster.checks import load_questions
 from cluster.config import Config
@@ -32,6 +35,20 @@ from services.schema import Group, Turn
 from services.weights import POLICY, SAMPLER, read_version, write_bucket
 
 Weights = dict[str, torch.Tensor]
+
+
+@dataclass
+class Accidents:
+    """What became of an engine in which a step failed and a caller gave up."""
+
+    failed: list[Turn | BaseException]
+    """Two calls in flight when sampling failed."""
+    steps_after_cancel: int
+    """Engine steps from the moment the only caller gave up until the engine was empty."""
+    afterwards: Turn
+    """The fixed prompt after both."""
+    unfinished: int
+    """Requests that the engine holds at the end."""
 
 
 @dataclass
@@ -59,6 +76,7 @@ class Story:
     """The fixed prompt after a version in which only the vision tower changed."""
     too_long: str
     """What was said of a question whose prompt does not fit, while another one was being answered."""
+    accidents: Accidents
 
 
 def turns(groups: Sequence[Group]) -> list[PolicySample]:
@@ -87,6 +105,70 @@ def plainly_asked(config: Config) -> Config:
     frames = config.frames.model_copy(update={"previews": False})
     prompts = config.prompts.model_copy(update={"ask_clip": "question"})
     return config.model_copy(update={"frames": frames, "prompts": prompts})
+
+
+def fail_one_step(actor: RolloutActor) -> None:
+    """The next forward pass succeeds and its sampling raises, once."""
+    runner = engine_of(actor).engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+    def fail(*_: Any, **__: Any) -> None:
+        del runner._sample
+        raise RuntimeError("a kernel failed")
+
+    runner._sample = fail
+
+
+def hold_steps(actor: RolloutActor) -> None:
+    """Every step waits for `release_steps`, and is counted."""
+    engine = engine_of(actor)
+    engine.released, engine.steps = threading.Event(), 0
+
+    def step() -> Any:
+        engine.released.wait()
+        engine.steps += 1
+        return type(engine).step(engine)
+
+    engine.step = step
+
+
+def release_steps(actor: RolloutActor) -> None:
+    engine_of(actor).released.set()
+
+
+def count_steps(actor: RolloutActor) -> int:
+    engine = engine_of(actor)
+    del engine.step
+    return engine.steps
+
+
+def engine_of(actor: RolloutActor) -> Any:
+    return actor._loop.engine
+
+
+def unfinished(actor: RolloutActor) -> int:
+    return engine_of(actor).get_num_unfinished_requests()
+
+
+async def have_accidents(fleet: Fleet, prompt: Callable[[], Awaitable[Turn]]) -> Accidents:
+    (actor,) = fleet.rollouts.actors
+
+    async def inside(function: Callable[[RolloutActor], Any]) -> Any:
+        return await actor.__ray_call__.remote(function)
+
+    await inside(fail_one_step)
+    failed = await asyncio.gather(prompt(), prompt(), return_exceptions=True)
+    await inside(hold_steps)
+    given_up = asyncio.ensure_future(prompt())
+    while await inside(unfinished) == 0:
+        await asyncio.sleep(0.01)
+    given_up.cancel()
+    while not await inside(lambda actor: all(future.cancelled() for future in actor._loop._running.values())):
+        await asyncio.sleep(0.01)
+    await inside(release_steps)
+    while await inside(unfinished) > 0:
+        await asyncio.sleep(0.01)
+    steps = await inside(count_steps)
+    return Accidents(failed, steps, await prompt(), await inside(unfinished))
 
 
 async def tell(config: Config, subtitles: Path) -> Story:
@@ -134,6 +216,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     )
     assert isinstance(refused, UserError)
     assert isinstance(answered, list)
+    accidents = await have_accidents(fleet, fixed_prompt)
     ray.util.remove_placement_group(placement.group)
     return Story(
         first,
@@ -150,6 +233,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
         images_by_learner,
         other_vision,
         str(refused),
+        accidents,
     )
 
 
@@ -263,3 +347,13 @@ def test_no_pixel_comes_to_the_driver(story: Story) -> None:
 
 def test_a_prompt_that_does_not_fit_is_named_and_harms_no_other(story: Story) -> None:
     assert re.match(r"question train-.*: the engine refuses the prompt: .*512.*rollout.max_model_len", story.too_long)
+
+
+def test_a_failed_step_and_a_caller_who_gave_up_leave_an_engine_that_serves(story: Story) -> None:
+    accidents = story.accidents
+    errors = [outcome for outcome in accidents.failed if isinstance(outcome, BaseException)]
+    assert errors, "the step failed for whoever was in it"
+    assert all("a kernel failed" in str(error) for error in errors)
+    assert accidents.steps_after_cancel == 1, "the step that had begun; the request did not run to its end"
+    assert log_prob_gap(story.other_vision, accidents.afterwards) == 0
+    assert accidents.unfinished == 0

@@ -1,0 +1,99 @@
+"""`EngineLoop`: the one thread that drives a vLLM engine.
+
+Invariants: every future ends, in its result or in an error, or was cancelled by its caller; the engine holds no request that
+nobody waits for, so a cancelled or a failed one gives its place back; an error ends the requests of the step it came from,
+never the thread; a call runs alone, after all requests sent before it.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+
+class EngineLoop:
+    """Requests join the running batch as they come; calls run once the batch is empty."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self._inbox: queue.SimpleQueue[tuple[Callable[[], Any] | None, tuple[Any, ...], Future]] = queue.SimpleQueue()
+        self._running: dict[str, Future] = {}
+        self._next_id = 0
+        self._step_failed = False
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    def generate(self, prompt: dict[str, Any], params: Any) -> Future:
+        """Future of the request's final `RequestOutput`; cancelling it ends the request in the engine."""
+        return self._send(None, (prompt, params))
+
+    def call(self, function: Callable[[], Any]) -> Future:
+        """Future of `function()`, run between batches: after all earlier requests, before all later ones."""
+        return self._send(function, ())
+
+    def _send(self, function: Callable[[], Any] | None, request: tuple[Any, ...]) -> Future:
+        future: Future = Future()
+        self._inbox.put((function, request, future))
+        return future
+
+    def _run(self) -> None:
+        call: tuple[Callable[[], Any], Future] | None = None
+        while True:
+            while call is None and (not self._running or not self._inbox.empty()):
+                function, request, future = self._inbox.get()
+                if function is None:
+                    self._add(request, future)
+                else:
+                    call = function, future
+            self._drop_cancelled()
+            if self._running:
+                self._step()
+            elif call is not None:
+                function, future = call
+                call = None
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(function())
+                    except Exception as error:
+                        future.set_exception(error)
+
+    def _add(self, request: tuple[Any, ...], future: Future) -> None:
+        request_id = str(self._next_id)
+        self._next_id += 1
+        try:
+            self.engine.add_request(request_id, *request)
+        except Exception as error:
+            self.engine.abort_request([request_id])  # its front end may have taken it in already
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        else:
+            self._running[request_id] = future
+
+    def _drop_cancelled(self) -> None:
+        cancelled = [request_id for request_id, future in self._running.items() if future.cancelled()]
+        if cancelled:
+            self.engine.abort_request(cancelled)
+            for request_id in cancelled:
+                del self._running[request_id]
+
+    def _step(self) -> None:
+        try:
+            if self._step_failed:
+                self.engine.collective_rpc("forget_step")
+                self._step_failed = False
+            outputs = self.engine.step()
+        except Exception as error:
+            self._step_failed = True
+            lost, self._running = self._running, {}
+            self.engine.abort_request(list(lost))
+            for future in lost.values():
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
+        else:
+            for output in outputs:
+                if output.finished:
+                    future = self._running.pop(output.request_id)
+                    if future.set_running_or_notify_cancel():
+                        future.set_result(output)
