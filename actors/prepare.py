@@ -18,23 +18,32 @@ from services.frames import FrameCache
 from services.schema import Video
 
 Batch = dict[str, np.ndarray]
-"""Ray Data's batch: columns. Of `path`, `status`, `reason`, `key`, `frames`, `bytes`."""
+"""Ray Data's batch: columns `path`, `status`, `reason`, `key`, `frames`, `bytes`, and `notes`, one a line."""
 
 
-def outcome(path: str, prepare: Callable[[], Video], nbytes: Callable[[str], int]) -> dict[str, Any]:
+def outcome(path: str, prepare: Callable[[], Video], cache: FrameCache) -> dict[str, Any]:
     """The row of one video: what `prepare` made of it, or why it could not."""
     try:
         video = prepare()
     except VideoError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        return {"path": path, "status": "quarantined", "reason": reason, "key": "", "frames": 0, "bytes": 0}
+        return {
+            "path": path,
+            "status": "quarantined",
+            "reason": reason,
+            "key": "",
+            "frames": 0,
+            "bytes": 0,
+            "notes": "",
+        }
     return {
         "path": path,
         "status": "ready",
         "reason": "",
         "key": video.key,
         "frames": video.num_frames,
-        "bytes": nbytes(video.key),
+        "bytes": cache.nbytes(video.key),
+        "notes": "\n".join(cache.notes(video.key)),
     }
 
 
@@ -50,7 +59,7 @@ class DecodeStage:
 
     def __call__(self, batch: Batch) -> Batch:
         path = str(batch["path"][0])
-        return _columns(outcome(path, lambda: self._prepare(path), self._frames.nbytes))
+        return _columns(outcome(path, lambda: self._prepare(path), self._frames))
 
     def _prepare(self, path: str) -> Video:
         try:

@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from services.decode_process import DecodeProcess
-from services.video import Frame, frame_size, read_with_decord
+from services.display import frame_size
+from services.video import Frame, read_with_decord
 
 FPS, CLIP, SHORT = 30, 20, 12
 """Frames a second, the clip's seconds, and those of the short video."""

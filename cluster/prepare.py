@@ -48,6 +48,8 @@ class Prepared:
     frames: int
     bytes: int
     """Of its frames in the cache."""
+    notes: list[str]
+    """What is to be known about it: its colours were converted, its container promised more than it holds."""
 
 
 def find_videos(inputs: Sequence[Path], video_root: Path | None) -> list[str]:
@@ -116,7 +118,7 @@ def _survey(config: Config, frames: FrameCache, path: str, verify: bool) -> dict
         return video
 
     try:
-        return outcome(path, find, frames.nbytes)
+        return outcome(path, find, frames)
     except _Missing:
         return None
 
@@ -168,8 +170,8 @@ def _pipeline(config: Config, paths: Sequence[str], retry: bool) -> Iterator[dic
 
 def _prepared(row: dict[str, Any], status: str) -> Prepared:
     known = row["status"] if row["status"] == "quarantined" else status
-    frames = int(row["frames"])
-    return Prepared(str(row["path"]), known, str(row["reason"]), float(frames), frames, int(row["bytes"]))
+    frames, notes = int(row["frames"]), str(row["notes"]).splitlines()
+    return Prepared(str(row["path"]), known, str(row["reason"]), float(frames), frames, int(row["bytes"]), notes)
 
 
 class _Rate(ProgressColumn):
@@ -193,13 +195,15 @@ def _table(prepared: Iterable[Prepared], elapsed: float) -> Table:
         table.add_row(status, str(counts[status]))
     for reason, count in Counter(row.reason for row in rows if row.reason).most_common():
         table.add_row(f"  [dim]{reason}[/dim]", f"[dim]{count}[/dim]")
+    for note, count in Counter(note for row in rows for note in row.notes).most_common():
+        table.add_row(note, str(count))
     table.add_row("hours of video", f"{hours:.2f}")
     table.add_row("cached frames", f"{sum(row.bytes for row in rows) / 2**20:.1f} MiB")
     return table
 
 
 def write_summary(path: Path, prepared: Sequence[Prepared]) -> None:
-    """Every video's fate as JSON: `{"videos": [{path, status, reason, seconds, frames, bytes}]}`."""
+    """Every video's fate as JSON: `{"videos": [{path, status, reason, seconds, frames, bytes, notes}]}`."""
     with writing(path):
         path.write_text(json.dumps({"videos": [asdict(row) for row in prepared]}, indent=1, ensure_ascii=False))
 

@@ -20,7 +20,7 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 
-from services.storage import UNREADABLE, Storage, folder_stamp, written_whole
+from services.storage import UNREADABLE, Storage, folder_stamp, remember
 
 
 class FeatureCache:
@@ -85,8 +85,7 @@ def known_key(root: Path, model: str, parameters: Sequence[str]) -> str | None:
 
 def remember_key(root: Path, model: str, parameters: Sequence[str], key: str) -> None:
     """What `known_key` is to answer from now on."""
-    with written_whole(_key_file(root, model, parameters)) as temporary:
-        temporary.write_text(key)
+    remember(_key_file(root, model, parameters), key)
 
 
 def _key_file(root: Path, model: str, parameters: Sequence[str]) -> Path:

@@ -2,8 +2,9 @@
 
 A frame file is `<root>/frames/v2/<key[:2]>/<key>.arrow`: Arrow IPC, one record batch a frame, with columns `second`
 (float64, the frame's timestamp), `checksum` (CRC-32 of the others) and `pixels` ([height, width, 3] raw in a fixed-size binary,
-or a JPEG); the schema's metadata hold height, width, encoding and the path it was first decoded from. The key is a hash of
-the video file's content, the decode rule, the token limit and the encoding. `<root>/quarantine/v1/` holds the reason for each
+or a JPEG); the schema's metadata hold height, width, encoding and the path it was first decoded from, the last batch's the
+notes on the video, one a line, if there are any. The key is a hash of the video file's content, the decode rule, the token
+limit and the encoding. `<root>/quarantine/v1/` holds the reason for each
 content that cannot be decoded.
 
 Invariants: a file appears whole or not at all, whoever else writes it; reading frames touches those frames' bytes only;
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b, file_digest
@@ -29,10 +30,11 @@ import numpy as np
 import pyarrow as pa
 
 from services.decode_process import DecodeProcess
+from services.display import frame_size
 from services.errors import DecoderLost, VideoError
 from services.schema import ShownAs, Video, VisualInput
-from services.storage import UNREADABLE, Storage, written_whole
-from services.video import DECODE_RULE, Frame, frame_size
+from services.storage import UNREADABLE, Storage, remember
+from services.video import DECODE_RULE, Candidates
 
 if TYPE_CHECKING:
     from services.config import DataConfig, FramesConfig
@@ -44,8 +46,8 @@ OPEN_VIDEOS = 64
 """Memory maps one cache keeps open."""
 
 
-def write_frames(path: Path, source: str, encoding: Encoding, frames: Iterator[Frame]) -> None:
-    """Write `frames`, at least one and all of one size, as they come; `source` is the video's path."""
+def write_frames(path: Path, source: str, encoding: Encoding, frames: Candidates) -> None:
+    """Write `frames`, at least one and all of one size, as they come, and their notes; `source` is the video's path."""
     first = next(frames)
     height, width, _ = first[1].shape
     metadata = {"height": str(height), "width": str(width), "encoding": encoding, "path": source}
@@ -53,7 +55,10 @@ def write_frames(path: Path, source: str, encoding: Encoding, frames: Iterator[F
     fields = {"second": pa.float64(), "checksum": pa.uint32(), "pixels": pixel_type}
     schema = pa.schema(list(fields.items()), metadata=metadata)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        batch = None
         for second, pixels in chain([first], frames):
+            if batch is not None:
+                writer.write_batch(batch)
             data = np.ascontiguousarray(pixels) if encoding == "raw" else np.frombuffer(_to_jpeg(pixels), np.uint8)
             # From buffers: pa.array would import pandas, which takes longer than decoding a short video.
             checksum = np.uint32(_checksum(second, data))
@@ -62,7 +67,8 @@ def write_frames(path: Path, source: str, encoding: Encoding, frames: Iterator[F
                 pa.Array.from_buffers(fields["checksum"], 1, [None, pa.py_buffer(checksum)]),
                 pa.Array.from_buffers(pixel_type, 1, [None, *_offsets(encoding, data), pa.py_buffer(data)]),
             ]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            batch = pa.RecordBatch.from_arrays(columns, schema=schema)
+        writer.write_batch(batch, {"notes": "\n".join(sorted(frames.notes))} if frames.notes else None)
 
 
 def _offsets(encoding: Encoding, data: np.ndarray) -> list[pa.Buffer]:
@@ -157,6 +163,12 @@ class FrameCache:
         """Bytes of the file of this key."""
         return self._storage.find(_name(key)).stat().st_size
 
+    def notes(self, key: str) -> list[str]:
+        """What is to be known about the cached video of this key: see `services.video.Candidates`."""
+        reader = self._reader(key)
+        _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+        return metadata[b"notes"].decode().split("\n") if metadata else []
+
     def video(self, key: str) -> Video:
         """The cached video of this key. Raises FileNotFoundError when there is none."""
         reader = self._reader(key)
@@ -219,21 +231,26 @@ class FrameCache:
             return None
 
     def _key(self, path: str) -> str:
-        """Content address of the frames; the content's hash is remembered by path, size and time of change."""
+        """Content address of the frames."""
         try:
             stat = os.stat(path)
             if stat.st_size == 0:
                 raise VideoError(f"{path}: is empty")
-            name = _hash(f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}")
-            known = self.root / "hashes" / "v1" / name[:2] / name
-            if not known.exists():
-                with open(path, "rb") as file:
-                    content = file_digest(file, partial(blake2b, digest_size=16)).hexdigest()
-                with written_whole(known) as temporary:
-                    temporary.write_text(content)
+            content = self._content(path, stat)
         except OSError as error:
             raise VideoError(f"{path}: cannot be read ({error.strerror or error})") from error
-        return _hash(f"{known.read_text()}\n{DECODE_RULE}\n{self.max_tokens}\n{self.encoding}")
+        return _hash(f"{content}\n{DECODE_RULE}\n{self.max_tokens}\n{self.encoding}")
+
+    def _content(self, path: str, stat: os.stat_result) -> str:
+        """The content's hash, remembered by path, size and time of change where the cache can be written."""
+        name = _hash(f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}")
+        known = self.root / "hashes" / "v1" / name[:2] / name
+        if known.exists():
+            return known.read_text()
+        with open(path, "rb") as file:
+            content = file_digest(file, partial(blake2b, digest_size=16)).hexdigest()
+        remember(known, content)
+        return content
 
     def _reader(self, key: str) -> pa.RecordBatchFileReader:
         with self._opening:

@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -43,13 +43,19 @@ def written_whole(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def remember(path: Path, text: str) -> None:
+    """Write what spares later work, where the cache may be written: what only reads it does not need that."""
+    with suppress(UserError), written_whole(path) as temporary:
+        temporary.write_text(text)
+
+
 def remove_abandoned(root: Path) -> None:
     """Remove what killed writers left in the versioned folders (`<kind>/v<number>/`) under `root`."""
     for temporary in root.glob("*/v*/**/.*.tmp"):
         try:
             if time.time() - temporary.stat().st_mtime > ABANDONED:
                 temporary.unlink()
-        except FileNotFoundError:  # became a file, or another one removes it
+        except OSError:  # became a file, another one removes it, or the cache may only be read
             continue
 
 

@@ -1,10 +1,11 @@
-"""The only room that opens a video: its candidate frames, one a second.
+"""The only room that opens a video: its candidate frames, one per second.
 
 The rule (`DECODE_RULE`; a change of it is a new version): time runs from the first frame's timestamp. Candidate `i` is the
-frame on screen at second `i`, the last one whose timestamp is at most `i + EPSILON`; there are
-`T = floor(last timestamp + EPSILON) + 1` of them, so a video of N whole seconds has N, and the shortest has one. Choosing by
-timestamps makes variable frame rates right; the number of frames that a container states is never used. Pictures are upright
-and have square pixels, as a player shows them.
+frame on screen at second `i`, until the video ends: the last one whose timestamp is at most `i + EPSILON`, or, with frames
+closer than twice that, nearer to `i` than the one before it. The last frame stays for the duration that its container states,
+so that a video of N whole seconds has N candidates at any frame rate, and the shortest has one. Choosing by timestamps makes
+variable frame rates right; the number of frames that a container states is never used. Pictures are as a player shows them
+(`services.display`).
 
 Invariants: a video gives all its candidates or a `VideoError` with the reason, never some of them, nor one that the decoder
 had to patch up; the content alone decides which library reads it; memory does not grow with the length. Video libraries are
@@ -12,7 +13,7 @@ loaded when the first video is read, and neither torch nor ray ever: `services.d
 
 decord reads first: plain videos, those of which PyAV's demuxer says where every frame lies, as far as they are short enough
 for its memory. Whatever else there is, and what decord is not sure of, PyAV reads, on one thread; it decodes what a shown
-frame may depend on, and only shown frames are converted.
+frame may depend on, and only shown frames are converted. Pillow reads animated WebP, which FFmpeg does not.
 """
 
 from __future__ import annotations
@@ -25,83 +26,91 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from services.container import MATROSKA, MP4, Track, opened
+from services.display import AS_STORED, Orientation, frame_size, is_converted, orientation, shown_size
+from services.display import upright as _upright
 from services.errors import VideoError
+from services.webp import is_animated_webp, webp_pictures
 
 if TYPE_CHECKING:
     import av
-    from av.container import InputContainer
+    from PIL import Image
 
-DECODE_RULE = "3"
+DECODE_RULE = "4"
 """Version of the rule above; part of the key of every cached frame."""
+HDR = "HDR or BT.2020, shown in BT.709"
+"""Note on a video whose colours were converted."""
 EPSILON = 0.005
 """Seconds: containers round timestamps, and a frame meant for second `i` may say a little more."""
 LONGEST_FRAME = 3600.0
 """Seconds one frame may stay on screen; more is a broken clock, and would fill the disk with copies of one frame."""
-OVERSTATED = 0.5
-"""Seconds by which a sound file may end before the end its container states: they round, and count an encoder's padding."""
 REORDERED = 32
 """Packets that may lie between two frames shown one after the other; H.264 allows 16."""
-PATCH = 28
-"""Pixels of one visual token's side."""
 DECORD_BYTES = 256 * 2**20
 """What a video may have, packets and converted frames together, for decord to read it: its thread runs ahead unbounded."""
 DECORD_CODECS = {"h264", "hevc", "vp9"}
-"""That its FFmpeg 4 decodes and whose every packet is one shown frame."""
-DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
-"""That give every packet its timestamp."""
+"""Codecs that decord's FFmpeg 4 decodes, with exactly one shown frame per packet."""
+DECORD_CONTAINERS = {MP4, MATROSKA}
+"""Containers that give every packet its timestamp."""
 
 Frame = tuple[float, np.ndarray]
 """Timestamp in seconds, and pixels uint8 [H, W, 3]."""
-Write = Callable[[Iterator[Frame]], None]
+Write = Callable[["Candidates"], None]
 """What becomes of the frames; picklable, run in the child. An OSError it raises reaches the caller as it is."""
 Reader = Callable[[str, int, Write], bool]
 """Passes the candidates of the video at a path, of at most so many visual tokens, to `write`; False: another should."""
 Item = TypeVar("Item")
 
 
-def frame_size(height: int, width: int, max_tokens: int) -> tuple[int, int]:
-    """The (height, width) to show a `height` x `width` frame at: multiples of 28 with `h * w / 784 <= max_tokens`.
-
-    As near to the source as the tokens allow, never above it but for rounding to 28. Of the roundings of both sides the
-    one that keeps the aspect ratio best wins, then the one nearest in area.
-    """
-    rows, columns = height / PATCH, width / PATCH
-    scale = min(1.0, math.sqrt(max_tokens / (rows * columns)))
-    rows, columns = rows * scale, columns * scale
-
-    def cost(size: tuple[int, int]) -> tuple[float, float]:
-        r, c = size
-        return abs(math.log((r / c) / (rows / columns))), abs(math.log((r * c) / (rows * columns)))
-
-    sizes = [
-        (r, min(max(c, 1), max_tokens // r))
-        for r in {min(max(n, 1), max_tokens) for n in (math.floor(rows), math.ceil(rows))}
-        for c in (math.floor(columns), math.ceil(columns))
-    ]
-    r, c = min(sorted(sizes), key=cost)
-    return r * PATCH, c * PATCH
-
-
 def each_second(shown: Iterable[tuple[float, Item]]) -> Iterator[tuple[float, Item]]:
     """Of frames (timestamp, frame) in the order they are shown, the first at 0, the one on screen at second 0, 1, 2, …
 
-    Raises VideoError when timestamps run backwards or jump by more than `LONGEST_FRAME`.
+    A frame given again is still on screen at that time. Raises VideoError when timestamps run backwards or jump by more than
+    `LONGEST_FRAME`.
     """
-    second, held = 0, None
-    for item in shown:
+    second, now, tolerance = 0, 0.0, 0.0
+    held: tuple[float, Item] | None = None
+    for time, frame in shown:
         if held is not None:
-            if not -EPSILON < item[0] - held[0] < LONGEST_FRAME:
-                raise VideoError(f"timestamps jump from {held[0]:.3f} s to {item[0]:.3f} s")
-            while item[0] > second + EPSILON:
+            if not -EPSILON < time - now < LONGEST_FRAME:
+                raise VideoError(f"timestamps jump from {now:.3f} s to {time:.3f} s")
+            tolerance = _tolerance(time - now)
+            while time > second + tolerance:
                 yield held
                 second += 1
-        held = item
-    if held is not None and (second == 0 or second <= held[0] + EPSILON):
+        if held is None or frame is not held[1]:
+            held = time, frame
+        now = time
+    if held is not None and (second == 0 or second <= now + tolerance):
         yield held
+
+
+def _tolerance(gap: float) -> float:
+    """Seconds after a whole second at which a frame may begin that is taken for it, `gap` seconds after the one before."""
+    return max(0.0, min(EPSILON, gap / 2))
+
+
+def _held(time: float, frame: Item, end: float) -> Iterator[tuple[float, Item]]:
+    """The last frame again, at the last whole second before `end`, unless it begins there."""
+    second = math.ceil(end - _tolerance(end - time)) - 1
+    if second > time:
+        yield second, frame
+
+
+class Candidates(Iterator[Frame]):
+    """Candidate frames as they come."""
+
+    def __init__(self, frames: Iterator[Frame], notes: set[str]) -> None:
+        self._frames = frames
+        self.notes = notes
+        """What is to be known about the video (`HDR`, `PROMISED_MORE`); complete once all frames were taken."""
+
+    def __next__(self) -> Frame:
+        return next(self._frames)
 
 
 def decode(path: str, max_tokens: int, write: Write) -> None:
@@ -115,18 +124,21 @@ def decode(path: str, max_tokens: int, write: Write) -> None:
 
 def read_with_decord(path: str, max_tokens: int, write: Write) -> bool:
     """Whether decord read the video; what went to `write` otherwise is to be thrown away."""
+    notes = set[str]()
     try:
-        if (plan := _plan(path, max_tokens)) is None:
+        if (plan := _plan(path, max_tokens, notes)) is None:
             return False
-        write(_decord_frames(path, *plan))
+        write(Candidates(_decord_frames(path, *plan), notes))
     except VideoError:  # PyAV reads it, or says what is wrong
         return False
     return True
 
 
 def read_with_pyav(path: str, max_tokens: int, write: Write) -> bool:
-    """True; raises VideoError when the video cannot be read."""
-    write(_pyav_frames(path, max_tokens))
+    """True; raises VideoError when the video cannot be read. Animated WebP is Pillow's."""
+    notes = set[str]()
+    frames = _webp_frames(path, max_tokens) if is_animated_webp(path) else _pyav_frames(path, max_tokens, notes)
+    write(Candidates(frames, notes))
     return True
 
 
@@ -139,25 +151,28 @@ def _says_why(path: str) -> Iterator[None]:
         raise VideoError(f"{path}: {_reason(error)}") from error
 
 
-def _plan(path: str, max_tokens: int) -> tuple[int, int, list[float]] | None:
-    """Height, width and every frame's timestamp, for a video that decord reads; else None. Decodes the first frame only.
+def _plan(path: str, max_tokens: int, notes: set[str]) -> tuple[int, int, list[float], float] | None:
+    """For a video that decord reads, height, width, every frame's time and the end of the last one; else None.
 
-    Raises VideoError when the file is damaged.
+    Decodes the first frame only. Raises VideoError when the file is damaged.
     """
-    import av
-
-    with _says_why(path), av.open(path) as container:
-        stream = _stream(container)
+    with _says_why(path), opened(path, notes) as track:
+        stream, container = track.stream, track.container
         first = next(container.decode(stream), None)
-        if first is None or first.rotation or first.interlaced_frame or (stream.sample_aspect_ratio or 1) != 1:
+        if first is None or orientation(first) != AS_STORED or first.interlaced_frame:
+            return None
+        track.tag(first)
+        if is_converted(first):
             return None
         codec, pixels = stream.codec_context.name, stream.codec_context.pix_fmt
-        if codec not in DECORD_CODECS or container.format.name not in DECORD_CONTAINERS or pixels != "yuv420p":
+        if codec not in DECORD_CODECS or track.kind not in DECORD_CONTAINERS or pixels != "yuv420p":
             return None
-        height, width = _size(first, Fraction(1), max_tokens)
-    with _says_why(path), av.open(path) as container:
+        if (stream.sample_aspect_ratio or 1) != 1:
+            return None
+        height, width = shown_size(first, Fraction(1), max_tokens)
+    with _says_why(path), opened(path, notes) as track:
         nbytes, stamps = 0, list[int]()
-        for packet in _packets(container, stream := _stream(container)):
+        for packet in track.packets():
             if packet.size == 0:  # the end
                 continue
             nbytes += packet.size + height * width * 3
@@ -166,16 +181,26 @@ def _plan(path: str, max_tokens: int) -> tuple[int, int, list[float]] | None:
             stamps.append(packet.pts)
         if stamps[0] != min(stamps):  # frames that need one from before the file's start
             return None
-        tick = float(stream.time_base or 0)
-        return height, width, [(stamp - stamps[0]) * tick for stamp in sorted(stamps)]
+        start = float(stamps[0] * track.tick)
+        times = [_since(start, float(stamp * track.tick)) for stamp in sorted(stamps)]
+        return height, width, times, _since(start, track.end())
 
 
-def _decord_frames(path: str, height: int, width: int, times: Sequence[float]) -> Iterator[Frame]:
-    """The candidates among frames at `times`. Raises VideoError when decord counts others, fails or complains."""
+def _since(start: float, stamp: float) -> float:
+    """Seconds from one to the other, alike whichever library counts them."""
+    return round(stamp - start, 6)
+
+
+def _decord_frames(path: str, height: int, width: int, times: Sequence[float], end: float) -> Iterator[Frame]:
+    """The candidates among frames at `times`, the last until `end`.
+
+    Raises VideoError when decord counts others, fails or complains.
+    """
     import decord
 
     decord.logging.set_level(decord.logging.ERROR)
-    candidates = list(each_second((time, index) for index, time in enumerate(times)))
+    shown = [(time, index) for index, time in enumerate(times)]
+    candidates = list(each_second([*shown, *_held(*shown[-1], end)]))
     with TemporaryFile() as complaints, _stderr_in(complaints.fileno()):
         try:
             reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
@@ -191,7 +216,7 @@ def _decord_frames(path: str, height: int, width: int, times: Sequence[float]) -
                     reader.seek_accurate(index)
                     held, position, pixels = index, index + 1, reader.next().asnumpy()
                 yield time, pixels
-        except decord.DECORDError as error:
+        except Exception as error:  # decord raises a DECORDError, a RuntimeError, …
             raise VideoError("decord failed") from error
         if os.fstat(complaints.fileno()).st_size:
             raise VideoError("decord complained")
@@ -210,48 +235,39 @@ def _stderr_in(file: int) -> Iterator[None]:
         os.close(before)
 
 
-def _pyav_frames(path: str, max_tokens: int) -> Iterator[Frame]:
+def _pyav_frames(path: str, max_tokens: int, notes: set[str]) -> Iterator[Frame]:
     """The candidate frames. Raises VideoError."""
-    import av
-
-    with _says_why(path), av.open(path) as container:
-        stream = _stream(container)
-        stream.codec_context.thread_count = 1  # frame threads can deadlock when reading stops early
+    with _says_why(path), opened(path, notes) as track:
+        aspect = track.stream.sample_aspect_ratio or Fraction(1)
+        track.stream.codec_context.thread_count = 1  # frame threads can deadlock when reading stops early
         size = held = None
-        for time, frame in each_second(_shown(container, stream)):
-            size = size or _size(frame, stream.sample_aspect_ratio or Fraction(1), max_tokens)
+        turned: dict[int, Orientation] = {}
+        for time, frame in each_second(_shown(track)):
+            size = size or shown_size(frame, aspect, max_tokens)
+            track.tag(frame)
+            if frame.rotation not in turned:
+                turned[frame.rotation] = orientation(frame)
             if frame is not held:
-                held, pixels = frame, _upright(frame, *size)
+                held, pixels = frame, _upright(frame, *size, turned[frame.rotation])
+                notes |= {HDR} if is_converted(frame) else set()
             yield time, pixels
         if held is None:
             raise VideoError("has no frame")
 
 
-def _stream(container: InputContainer) -> av.VideoStream:
-    """The main video stream; a song's cover is not one."""
-    import av
-
-    stream = container.streams.best("video")
-    cover = av.stream.Disposition.attached_pic
-    if not isinstance(stream, av.VideoStream) or stream.codec_context is None or stream.disposition & cover:
-        raise VideoError("has no video stream that can be decoded")
-    return stream
-
-
-def _shown(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[float, av.VideoFrame]]:
+def _shown(track: Track) -> Iterator[tuple[float, av.VideoFrame]]:
     """Frames in the order they are shown, each with its time since the first; one without a timestamp follows evenly.
 
     Not all frames: of H.264, one that no other depends on stays undecoded where another follows it within its second.
     """
     import av
 
-    context, tick, rate = stream.codec_context, float(stream.time_base or 0), stream.guessed_rate
-    has_pts = container.format.name != "avi"  # which knows the order of decoding only
-    clock, time, start, progressive = 0.0, 0.0, None, False
+    context, tick, rate = track.stream.codec_context, float(track.tick), track.stream.guessed_rate
+    clock, time, start, progressive, frame = 0.0, 0.0, None, False, None
     recent: deque[float] = deque(maxlen=REORDERED)
-    for packet in _packets(container, stream):
+    for packet in track.packets():
         needless = False
-        if start is not None and has_pts and packet.pts is not None and not packet.is_discard:
+        if start is not None and track.has_pts and packet.pts is not None and not packet.is_discard:
             at = packet.pts * tick - start
             needless = progressive and context.name == "h264" and _outshone(at, recent)
             recent.append(at)
@@ -261,19 +277,21 @@ def _shown(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[
         except av.FFmpegError as error:
             raise VideoError(f"cannot be decoded after second {time:.1f} ({error.strerror})") from error
         for frame in frames:
-            stamp = frame.pts if has_pts else frame.dts
+            stamp = track.stamp(frame)
             if stamp is not None:
-                clock = stamp * tick
+                clock = float(stamp * track.tick)
             elif rate:
                 clock += float(1 / rate)
             else:
                 raise VideoError("has neither timestamps nor a frame rate")
             start = clock if start is None else start
-            time = clock - start
+            time = _since(start, clock)
             if frame.is_corrupt:
                 raise VideoError(f"is damaged at second {time:.1f}")
             progressive = not frame.interlaced_frame
             yield time, frame
+    if start is not None and frame is not None:
+        yield from _held(time, frame, _since(start, track.end()))
 
 
 def _outshone(time: float, others: Iterable[float]) -> bool:
@@ -282,56 +300,23 @@ def _outshone(time: float, others: Iterable[float]) -> bool:
     return any(time < other <= second for other in others)
 
 
-def _packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Packet[Any]]:
-    """The stream's packets. Raises VideoError when one is damaged, or the file ends before its container says.
+def _webp_frames(path: str, max_tokens: int) -> Iterator[Frame]:
+    """The candidate frames of an animated WebP. Raises VideoError."""
 
-    What a container says of the stream counts; else what it says of the longest of its streams, all of them then measured.
-    """
-    import av
+    def shown() -> Iterator[tuple[float, Image.Image]]:
+        end = 0.0
+        for start, until, image in webp_pictures(path):
+            end = until
+            yield start, image
+        yield from _held(start, image, end)
 
-    tick = stream.time_base or Fraction(0)
-    start = float((stream.start_time or 0) * tick)
-    end = reached = start
-    if stream.duration is not None:
-        ticks = stream.frames if container.format.name == "avi" else 0  # what its header says, cut or not
-        end = start + float(max(stream.duration, ticks) * tick)
-    elif container.duration is not None:
-        end = container.duration / av.time_base
-    marks_damage = container.format.name != "mpegts"  # which marks sound packets where two files were joined
-    damaged = None
-    for packet in container.demux():
-        own = packet.stream is stream
-        if packet.pts is not None and (own or stream.duration is None):
-            reached = max(reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if own and packet.is_corrupt and marks_damage:
-            damaged = reached if damaged is None else damaged
-        elif own:
-            yield packet
-    if reached < end - OVERSTATED:
-        raise VideoError(f"ends at second {reached - start:.1f} of {end - start:.1f}")
-    if damaged is not None:
-        raise VideoError(f"is damaged at second {damaged - start:.1f}")
-
-
-def _size(frame: av.VideoFrame, pixel_aspect: Fraction, max_tokens: int) -> tuple[int, int]:
-    """The (height, width) to show the video at, by its first frame: upright, its pixels square."""
-    height, width = frame.height, max(1, round(frame.width * pixel_aspect))
-    return frame_size(width, height, max_tokens) if _quarters(frame) % 2 else frame_size(height, width, max_tokens)
-
-
-def _upright(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """[height, width, 3] uint8 of the frame as it is to be seen."""
-    from av.video.reformatter import Interpolation
-
-    quarters = _quarters(frame)
-    h, w = (width, height) if quarters % 2 else (height, width)
-    pixels = frame.to_ndarray(format="rgb24", height=h, width=w, interpolation=Interpolation.BICUBIC, threads=1)
-    return np.ascontiguousarray(np.rot90(pixels, quarters))
-
-
-def _quarters(frame: av.VideoFrame) -> int:
-    """Quarter turns against the clock that set the frame upright."""
-    return round(frame.rotation / 90)
+    with _says_why(path):
+        held = None
+        for time, image in each_second(shown()):
+            if image is not held:
+                height, width = frame_size(image.height, image.width, max_tokens)
+                held, pixels = image, np.asarray(image.resize((width, height)))  # bicubic
+            yield time, pixels
 
 
 def _reason(error: Exception) -> str:
@@ -341,5 +326,5 @@ def _reason(error: Exception) -> str:
     if isinstance(error, VideoError):
         return str(error)
     if isinstance(error, av.FFmpegError | OSError):
-        return f"not a readable video ({error.strerror})"
+        return f"not a readable video ({error.strerror or error})"
     return f"cannot be decoded ({type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]})"

@@ -20,8 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
+from services.container import PROMISED_MORE
 from services.frames import FrameCache
 from services.storage import ABANDONED
+from services.video import HDR
 from tests.end_to_end.test_command import msjoe
 from tests.services.odd_videos import Odd, read_numbers, ten_hours
 from tests.services.test_embeddings import make_model
@@ -124,6 +126,12 @@ def test_the_table_counts_what_the_summary_lists(undisturbed: Prepared) -> None:
     for reason, count in Counter(row["reason"] for row in videos if row["reason"]).items():
         if len(reason) < 60:  # a longer one goes over two lines
             assert re.search(rf"^ *{re.escape(reason)} +{count} *$", console, re.MULTILINE), console
+    notes = Counter(note for row in videos for note in row["notes"])
+    assert notes.keys() == {HDR, PROMISED_MORE}
+    assert undisturbed.videos["hdr.mp4"]["notes"] == [HDR]
+    assert undisturbed.videos["wall-clock.webm"]["notes"] == [PROMISED_MORE]
+    for note, count in notes.items():
+        assert re.search(rf"^ *{note} +{count} *$", console, re.MULTILINE), console
     hours = sum(row["seconds"] for row in videos) / 3600
     assert re.search(rf"hours of video +{hours:.2f}", console)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +14,9 @@ import numpy as np
 
 BITS = 12
 """Vertical bars of a picture, most significant first: the number it shows."""
+BT2100_PQ = {"color_primaries": "bt2020", "color_trc": "smpte2084", "colorspace": "bt2020nc"}
+MATROSKA_DURATION = (b"\x44\x89\x88", 3, struct.pack(">d", 7200))
+"""Where a Matroska header states how long the file is, and 7.2 seconds in its way."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +198,7 @@ def _sound_videos(folder: Path) -> list[Odd]:
         "wide-pixels.mp4": (tenths, "libx264", {"aspect": 2}),
         "odd-sides.mp4": (tenths, "libx264", {"height": 95, "width": 171, "pix_fmt": "yuv444p"}),
         "odd-sides.webm": (tenths, "libvpx-vp9", {"height": 95, "width": 171, "encoder": realtime}),
+        "hdr.mp4": (tenths, "libx264", {"pix_fmt": "yuv420p10le", "encoder": BT2100_PQ}),
         "bare.h264": (every(0.04, 5), "libx264", {"tick": fps}),
         "fragments.mp4": (tenths, "libx264", {"muxer": {"movflags": "frag_keyframe+empty_moov"}}),
         "no-duration.mkv": (tenths, "libx264", {"muxer": {"live": "1"}}),
@@ -228,9 +233,10 @@ def _sound_videos(folder: Path) -> list[Odd]:
 def _lying_videos(folder: Path) -> list[Odd]:
     """Those whose containers state something wrong; they follow `_sound_videos`."""
     numbers, plain, avi = [0, 100, 200, 300, 400], folder / "plain.mp4", folder / "b-frames.avi"
-    century = (10**9).to_bytes(4, "big")
+    century, webm = (10**9).to_bytes(4, "big"), folder / "vp9.webm"
     tags = {"NUMBER_OF_FRAMES": "99999", "DURATION": "99:00:00.000000000"}
     return [
+        Odd("wall-clock.webm", _patched(webm, folder / "wall-clock.webm", *MATROSKA_DURATION), numbers),
         Odd("tags.mkv", write_video(folder / "tags.mkv", every(0.1, 5), metadata=tags), numbers),
         Odd("long-movie.mp4", _patched(plain, folder / "long-movie.mp4", b"mvhd", 20, century), numbers),
         Odd("many-frames.avi", _patched(avi, folder / "many-frames.avi", b"avih", 24, century), numbers),

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -80,6 +81,31 @@ def test_one_decode_a_content(cache, video, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "file_digest", lambda *_: pytest.fail("hashed again"))
     other = FrameCache(cache.root, TOKENS, 60)
     assert other.prepare(video) == known and other.decodes == 0
+
+
+def test_reading_a_prepared_cache_needs_no_write(video, read_numbers):
+    """Also not for a video at another path, or with another time of change."""
+    with tempfile.TemporaryDirectory() as name:  # others may enter it, unlike pytest's folders
+        folder = Path(name)
+        cache = FrameCache(folder / "cache", TOKENS, 60)
+        known = cache.prepare(shutil.copy(video, folder / "v.mp4"))
+        moved = Path(shutil.copy(video, folder / "moved.mp4"))
+        os.utime(folder / "v.mp4", (1, 1))
+        for path in [*folder.rglob("*"), folder]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        user = os.geteuid()
+        os.seteuid(user or 65534)  # to root nothing is read-only
+        try:
+            with pytest.raises(PermissionError):
+                (cache.root / "hashes" / "file").touch()
+            for path in (moved, folder / "v.mp4"):
+                assert cache.find(path).key == cache.prepare(path).key == known.key
+            assert read_numbers(cache.read(known.key, [7])) == [700]
+        finally:
+            os.seteuid(user)
+            for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+                path.chmod(0o755)
+        cache.close()
 
 
 def test_a_changed_file_a_token_limit_and_a_rule_are_new_keys(cache, video, make_video, tmp_path, monkeypatch):
