@@ -110,7 +110,12 @@ async def start(config: Config, placement: Placement) -> Fleet:
     async def learner(rank_class: type[LearnerRank], part: LearnerConfig, arguments: tuple[Any, ...]) -> LearnerGroup:
         accelerator = {} if part.num_gpus else {"DS_ACCELERATOR": "cpu"}
         return await LearnerGroup.start(
-            rank_class, arguments, part, env(part.threads) | accelerator, placement.of(rank_class.network)
+            rank_class,
+            arguments,
+            part,
+            env(part.threads) | accelerator,
+            placement.of(rank_class.network),
+            config.train.steps,
         )
 
     async def absent() -> None:

@@ -113,7 +113,7 @@ async def update(actors: Fleet, config: Config, groups: Sequence[Group], step: i
         if learner is None:
             return {}
         with clock(f"{learner.network}_update"):
-            return await learner.update(batch, step) if batch else learner.idle()
+            return await learner.update(batch, step) if batch else learner.idle(step)
 
     parts = await asyncio.gather(learn(actors.policy, batches[0]), learn(actors.sampler, batches[1]))
     with clock("publish"):

@@ -14,7 +14,11 @@ class LearnerConfig(Section):
     """What both learners share: DeepSpeed, optimizer, processes."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
-    """Constant AdamW learning rate."""
+    """AdamW learning rate: the highest, where `warmup_steps` and `schedule` change it."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: as it is, or falling in a line or in half a cosine towards 0 after `train.steps`."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises evenly to `learning_rate`, a step without signal included."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW weight decay."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -95,7 +99,7 @@ class SamplerConfig(LearnerConfig):
     """The 1-D U-Net and REINFORCE."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Constant AdamW learning rate."""
+    """AdamW learning rate: the highest, where `warmup_steps` and `schedule` change it."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's (ours): with this shorter memory of squared gradients the sampler learnt the toy world's rows sooner."""
     checkpoint: Path | None = None

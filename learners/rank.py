@@ -25,6 +25,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learners.config import LearnerConfig
+from learners.schedule import learning_rates
 from services.errors import TrainingError, UserError
 from services.weights import plan_buckets, write_bucket
 from services.writing import writing
@@ -138,13 +139,15 @@ class LearnerRank(ABC):
         network = self.build()
         trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self._watch_gradients(trained)
-        optimizer = torch.optim.AdamW(
+        self._optimizer = torch.optim.AdamW(
             list(trained.values()),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
             betas=self.config.betas,
         )
-        self.engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=self._deepspeed_config())
+        self.engine, *_ = deepspeed.initialize(
+            model=network, optimizer=self._optimizer, config=self._deepspeed_config()
+        )
 
     def shard(self, network: torch.nn.Module) -> Any:
         """A network that is only read, held as the trained one is: whole on the device, or sharded by ZeRO-3."""
@@ -166,6 +169,11 @@ class LearnerRank(ABC):
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         }
+
+    def set_learning_rate(self, rate: float) -> None:
+        """The optimizer's next steps are taken with `rate`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
 
     def accumulate(self, losses: Sequence[Callable[[], torch.Tensor]], step: int) -> float:
         """Gradients of the losses, each a share of the global one, which is returned.
@@ -268,8 +276,9 @@ class LearnerRank(ABC):
 class LearnerGroup:
     """The driver's handle on all ranks of one learner."""
 
-    def __init__(self, network: str, ranks: Sequence[ActorHandle], deadline: float) -> None:
-        self.network, self._ranks, self._deadline = network, list(ranks), deadline
+    def __init__(self, network: str, ranks: Sequence[ActorHandle], config: LearnerConfig, steps: int) -> None:
+        self.network, self._ranks, self._deadline = network, list(ranks), config.deadline
+        self._learning_rate = learning_rates(config, steps)
         self.version = 0
         """Newest version published; 0 is the network as it was loaded."""
         self.is_ahead = False
@@ -283,8 +292,12 @@ class LearnerGroup:
         config: LearnerConfig,
         env: dict[str, str],
         bundles: Sequence[PlacementGroupSchedulingStrategy],
+        steps: int = 1,
     ) -> LearnerGroup:
-        """One actor a bundle, connected to each other. `arguments`: those of `rank_class` before its rank."""
+        """One actor per bundle, connected to each other.
+
+        `arguments`: those of `rank_class` before its rank. `steps`: those of the run, for learning rates that fall.
+        """
         remote: Any = ray.remote(rank_class)
         ranks = [
             remote.options(
@@ -295,24 +308,25 @@ class LearnerGroup:
             ).remote(*arguments, rank)
             for rank, bundle in enumerate(bundles)
         ]
-        group = cls(rank_class.network, ranks, config.deadline)
+        group = cls(rank_class.network, ranks, config, steps)
         address, port = await group._await(ranks[0].address.remote(), "address")
         await group.call("connect", address, port)
         return group
 
     async def update(self, batch: Any, step: int) -> dict[str, float]:
         """One optimizer step; the ranks read the batch from the object store. Returns metrics."""
+        await self.call("set_learning_rate", self._learning_rate(step))
         metrics = await self.call("update", ray.put(batch), step)
         self.is_ahead = True
-        return self._with_version(metrics | {f"{self.network}/skipped": 0.0})
+        return metrics | self._own_metrics(step, skipped=0.0)
 
-    def idle(self) -> dict[str, float]:
+    def idle(self, step: int) -> dict[str, float]:
         """The metrics of a step that held no signal for this network: nothing moves."""
-        idle = {"loss": 0.0, "grad_norm": 0.0, "skipped": 1.0}
-        return self._with_version({f"{self.network}/{name}": value for name, value in idle.items()})
+        return self._own_metrics(step, loss=0.0, grad_norm=0.0, skipped=1.0)
 
-    def _with_version(self, metrics: dict[str, float]) -> dict[str, float]:
-        return metrics | {f"{self.network}/version": float(self.version + self.is_ahead)}
+    def _own_metrics(self, step: int, **metrics: float) -> dict[str, float]:
+        metrics |= {"learning_rate": self._learning_rate(step), "version": float(self.version + self.is_ahead)}
+        return {f"{self.network}/{name}": value for name, value in metrics.items()}
 
     async def publish(self, store: ActorHandle) -> None:
         """The network as it is becomes the store's next version."""
