@@ -80,7 +80,7 @@ class Track:
                 yield packet
         end, reached = self._promised(), max(reached, self.end())
         short = reached < end - OVERSTATED
-        if (self.kind == MP4 and found < self._entries()) or (short and not (found and self._is_whole())):
+        if (self.kind == MP4 and self._indexes_more_than(found)) or (short and not (found and self._is_whole())):
             raise VideoError(f"ends at second {reached - start:.1f} of {end - start:.1f}")
         if damaged is not None:
             raise VideoError(f"is damaged at second {damaged - start:.1f}")
@@ -133,14 +133,15 @@ class Track:
         stream, start = self.stream, self._seconds(self.stream.start_time or 0)
         if stream.duration is None:
             return (self.container.duration or 0) / av.time_base
-        if self.kind == MP4:  # whose tracks begin at 0, with an empty edit before a later first frame
+        if self.kind == MP4 and stream.frames:  # begins at 0, with an empty edit before a later first frame
             return self._seconds(stream.duration)
         ticks = stream.frames if self.kind == "avi" else 0  # what its header says, cut or not
         return start + self._seconds(max(stream.duration, ticks))
 
-    def _entries(self) -> int:
-        """Frames in the container's index."""
-        return sum(entry.size > 0 for entry in self.stream.index_entries)
+    def _indexes_more_than(self, found: int) -> bool:
+        """Whether the container's index has more frames than were found."""
+        entries = self.stream.index_entries
+        return found < len(entries) and found < sum(entry.size > 0 for entry in entries)
 
     def _is_whole(self) -> bool:
         """Whether nothing of the file is missing, by its structure; False when that does not say."""
