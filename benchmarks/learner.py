@@ -200,7 +200,11 @@ def measure(row: Row, options: argparse.Namespace, folder: str) -> Result:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     torch.manual_seed(0)
     learners.mllm.LOGIT_CHUNK = row.logit_chunk
-    common = {"dtype": options.dtype, "micro_batch_tokens": options.micro_batch_tokens}
+    common = {
+        "dtype": options.dtype,
+        "zero_stage": int(options.dtype == "bfloat16"),
+        "micro_batch_tokens": options.micro_batch_tokens,
+    }
     config = PolicyConfig(**common | row.changes)
     learner = row.rank_class(config, options, folder)
     learner.connect("127.0.0.1", learner.address()[1])

@@ -51,7 +51,7 @@ def estimate(config: Config) -> list[tuple[str, float | None, str]]:
     rows: list[tuple[str, float | None, str]] = []
     if policy.train:
         size = training_bytes(parameters, trained or 0.0, number, policy) if parameters else None
-        how = f"{source}; {policy.dtype}, AdamW in float32, ZeRO {policy.zero_stage}; without activations"
+        how = f"{source}; {policy.dtype}, gradients and AdamW in float32, ZeRO {policy.zero_stage}; without activations"
         if trained is None:
             how += " and the state of what is trained"
         if policy.kl_coef > 0 and not policy.lora_rank:
@@ -87,13 +87,14 @@ def estimate(config: Config) -> list[tuple[str, float | None, str]]:
 
 
 def training_bytes(parameters: float, trained: float, number: int, config: PolicyConfig) -> float:
-    """Bytes of one rank: weights and gradients in `number` bytes, AdamW's moments (and master weights when the network is
-    not float32) in 4, each divided by the ranks from the ZeRO stage on that shards it. Gradients and optimizer state are
-    those of the `trained` weights alone; a KL needs the initial weights once more, unless LoRA leaves them as they were."""
+    """Bytes of one rank: weights in `number` bytes; gradients, AdamW's two moments and, from ZeRO 1 on, DeepSpeed's copy of
+    the weights for AdamW in 4; each divided by the ranks from the ZeRO stage on that shards it. Gradients and optimizer
+    state are those of the `trained` weights alone; a KL needs the initial weights once more, unless LoRA leaves them as they
+    were."""
     shards = [config.world_size if config.zero_stage >= stage else 1 for stage in (1, 2, 3)]
-    optimizer = 8 if number == 4 else 12
+    optimizer = 12 if config.zero_stage else 8
     copies = 2 if config.kl_coef > 0 and not config.lora_rank else 1
-    return trained * (optimizer / shards[0] + number / shards[1]) + copies * parameters * number / shards[2]
+    return trained * (optimizer / shards[0] + 4 / shards[1]) + copies * parameters * number / shards[2]
 
 
 def count_parameters(config: Config) -> tuple[float | None, float | None, str]:

@@ -47,7 +47,9 @@ class PolicyConfig(LearnerConfig):
     num_parameters: float | None = None
     """Parameter count for the memory estimate when the model's config is not on this machine."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Numbers of the learner's forward pass and of the engine; the optimizer keeps float32."""
+    """Numbers of the learner's forward pass and of the engine; gradients are added up, and the optimizer works, in float32."""
+    zero_stage: int = Field(default=1, ge=0, le=3)
+    """DeepSpeed ZeRO stage: 0 replicates (float32 only), 1 shards the optimizer, 2 also gradients, 3 also parameters."""
     train: bool = True
     """False freezes the MLLM: stage 1, sampler pre-training."""
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
@@ -93,6 +95,14 @@ class PolicyConfig(LearnerConfig):
     """Turns with one prompt (a group's query turns) compute it once; the loss and the gradients stay the same."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass."""
+
+    @model_validator(mode="after")
+    def _trainable(self) -> PolicyConfig:
+        if self.dtype == "bfloat16" and self.zero_stage == 0:
+            raise ValueError(
+                "zero_stage 0 would add up bfloat16 gradients in bfloat16; zero_stage=1, at one rank too, or dtype=float32"
+            )
+        return self
 
 
 class SamplerConfig(LearnerConfig):

@@ -160,11 +160,14 @@ class LearnerRank(ABC):
         return engine
 
     def _deepspeed_config(self) -> dict[str, Any]:
+        """Gradients of bfloat16 networks are added up, and averaged over ranks, in float32."""
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "gradient_clipping": self.config.max_grad_norm,
-            "bf16": {"enabled": self.dtype == "bfloat16"},
+            "bf16": {"enabled": self.dtype == "bfloat16", "immediate_grad_update": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
             "zero_optimization": {"stage": self.config.zero_stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
@@ -238,7 +241,7 @@ class LearnerRank(ABC):
 
     def _grad_norm_without_zero(self) -> float | None:
         """Norm of the averaged gradients, which DeepSpeed does not report at stage 0; None where it does."""
-        if self.config.zero_stage > 0 or self.dtype != "float32":
+        if self.config.zero_stage > 0:
             return None
         gradients = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))

@@ -54,6 +54,7 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
             ["--train.refills=2", "--sampler.objective=difficulty", "--policy.train=false"],
             "train.refills: with sampler",
         ),
+        (["--policy.dtype=bfloat16"], "policy: zero_stage 0 would add up bfloat16 gradients in bfloat16; zero_stage=1"),
         (["--policy.dual_clip=1"], "policy.dual_clip: Input should be greater than 1"),
         (["--policy.aggregation=mean"], "policy.aggregation: Input should be 'token-mean', 'seq-mean-token-mean' or"),
         (
@@ -220,11 +221,12 @@ def test_bundles_that_fit_nowhere_are_named() -> None:
 
 def test_memory_of_a_rank_by_zero_stage() -> None:
     config = PolicyConfig(model="m", world_size=4)
-    by_stage = [training_bytes(1.0, 1.0, 2, config.model_copy(update={"zero_stage": stage})) for stage in range(4)]
-    assert by_stage == [12 + 2 + 2, 3 + 2 + 2, 3 + 0.5 + 2, 3 + 0.5 + 0.5]
-    assert training_bytes(1.0, 1.0, 4, config) == 8 + 4 + 4
-    assert training_bytes(1.0, 0.1, 2, config) == pytest.approx(0.1 * (12 + 2) + 2), "frozen weights have no state"
-    assert training_bytes(1.0, 1.0, 4, config.model_copy(update={"kl_coef": 0.1})) == 8 + 4 + 2 * 4
+    by_stage = [training_bytes(1.0, 1.0, 2, config.model_copy(update={"zero_stage": stage})) for stage in (1, 2, 3)]
+    assert by_stage == [3 + 4 + 2, 3 + 1 + 2, 3 + 1 + 0.5]
+    replicated = PolicyConfig(model="m", world_size=4, dtype="float32", zero_stage=0)
+    assert training_bytes(1.0, 1.0, 4, replicated) == 8 + 4 + 4
+    assert training_bytes(1.0, 0.1, 2, config) == pytest.approx(0.1 * (3 + 4) + 2), "frozen weights have no state"
+    assert training_bytes(1.0, 1.0, 4, replicated.model_copy(update={"kl_coef": 0.1})) == 8 + 4 + 2 * 4
 
 
 def test_the_estimate_reads_the_models_own_config(toy_config: Config) -> None:

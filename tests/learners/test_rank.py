@@ -1,10 +1,78 @@
-"""The plan of micro-batches: every sample once, equal counts on all ranks, the budget kept."""
+"""A rank: the plan of micro-batches, and what DeepSpeed makes of a bfloat16 network's gradients."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
+from functools import partial
+from pathlib import Path
 
-from learners.rank import plan_micro_batches
+import pytest
+import torch
+
+from learners.config import LearnerConfig
+from learners.rank import LearnerGroup, LearnerRank, Published, plan_micro_batches
+from tests.learners.turns import ENV
+
+PASSES, RANKS, RATE = 64, 2, 1e-3
+
+
+class LinearRank(LearnerRank):
+    """One linear layer, in bfloat16."""
+
+    network = "linear"
+
+    def __init__(self, config: LearnerConfig, rank: int) -> None:
+        super().__init__(config, rank, "bfloat16")
+
+    def build(self) -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Linear(32, 16, bias=False).bfloat16()
+
+    def publishable(self) -> list[Published]:
+        return [Published(name, parameter) for name, parameter in self.engine.module.named_parameters()]
+
+    def part_of(self, name: str) -> str:
+        return name
+
+    def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        raise NotImplementedError
+
+    def first_step(self, stage: int) -> tuple[float, float]:
+        """At a ZeRO stage: the relative error of the gradient of many passes against their exact sum, and the median size of
+        the first update over the learning rate."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+
+        self.config = self.config.model_copy(update={"zero_stage": stage})
+        self.connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+        inputs = torch.randn(PASSES * RANKS, 4, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+        alone = self.build()
+        start = next(alone.parameters()).detach().float()
+        exact = torch.zeros(start.shape, dtype=torch.float64)
+
+        def loss(network: torch.nn.Module, index: int) -> torch.Tensor:
+            return network(inputs[index]).float().square().mean() / (PASSES * RANKS)
+
+        for index in range(len(inputs)):
+            exact += torch.autograd.grad(loss(alone, index), next(alone.parameters()))[0].double()
+        self.accumulate([partial(loss, self.engine, index) for index in range(self.rank, len(inputs), RANKS)], 1)
+        (weight,) = self.engine.module.parameters()
+        error = float((safe_get_full_grad(weight).double() - exact).norm() / exact.norm())
+        self.take_step(1)
+        return error, float((safe_get_full_fp32_param(weight) - start).abs().median()) / RATE
+
+
+def test_bfloat16_gradients_are_added_up_in_float32_and_the_first_update_is_the_rate(ray_cluster: None) -> None:
+    config = LearnerConfig(learning_rate=RATE, world_size=RANKS, zero_stage=1, num_cpus=0.5, max_grad_norm=1e6)
+
+    async def story() -> list[tuple[float, float]]:
+        learner = await LearnerGroup.start(LinearRank, (config,), config, ENV, ["SPREAD"] * RANKS)
+        return [await learner.call("first_step", stage) for stage in (1, 2, 3)]
+
+    for stage, (error, update) in enumerate(asyncio.run(story()), 1):
+        assert error < 1e-5, f"ZeRO {stage}"
+        assert update == pytest.approx(1, abs=1e-3), f"ZeRO {stage}"
 
 
 def test_every_sample_once_and_equal_counts() -> None:
