@@ -6,6 +6,7 @@ run again finds what was done in the caches.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ from services.frames import FrameCache
 from services.schema import Video
 
 Batch = dict[str, np.ndarray]
-"""Ray Data's batch: columns `path`, `status`, `reason`, `key`, `frames`, `bytes`, and `notes`, one a line."""
+"""Ray Data's batch: columns `path`, `status`, `reason`, `key`, `frames`, `bytes`, and `notes`, one a line. A path is bytes,
+as it need not be text."""
 
 
 def outcome(path: str, prepare: Callable[[], Video], cache: FrameCache) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def outcome(path: str, prepare: Callable[[], Video], cache: FrameCache) -> dict[
     try:
         video = prepare()
     except VideoError as error:
-        reason = str(error).removeprefix(f"{path}: ")
+        reason = str(error).removeprefix(f"{path}: ").encode(errors="backslashreplace").decode()
         return {
             "path": path,
             "status": "quarantined",
@@ -58,8 +60,9 @@ class DecodeStage:
         self._frames, self._retry = FrameCache.of(data, frames), retry
 
     def __call__(self, batch: Batch) -> Batch:
-        path = str(batch["path"][0])
-        return _columns(outcome(path, lambda: self._prepare(path), self._frames))
+        path = os.fsdecode(batch["path"][0])
+        row = outcome(path, lambda: self._prepare(path), self._frames)
+        return _columns(row | {"path": os.fsencode(path)})
 
     def _prepare(self, path: str) -> Video:
         try:

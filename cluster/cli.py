@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import os
 import re
 import sys
@@ -26,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit."""
     if "RAY_ADDRESS" not in os.environ:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster; others say what they use
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -140,7 +141,7 @@ def _pipeline(config: Config, paths: Sequence[str], retry: bool) -> Iterator[dic
         environment = {"env_vars": COMMON_ENV | {"OMP_NUM_THREADS": str(config.embedder.threads)}}
         embedder, decoders = config.embedder, min(config.data.decoders, len(paths))
         dataset = (
-            ray.data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths))
+            ray.data.from_items([{"path": os.fsencode(path)} for path in paths], override_num_blocks=len(paths))
             .map_batches(
                 DecodeStage,
                 fn_constructor_args=(config.data, config.frames, retry),
@@ -159,7 +160,8 @@ def _pipeline(config: Config, paths: Sequence[str], retry: bool) -> Iterator[dic
                 runtime_env=environment,
             )
         )
-        yield from dataset.iter_rows()
+        for row in dataset.iter_rows():
+            yield row | {"path": os.fsdecode(row["path"])}
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError | VideoError):
             raise error.cause from None
@@ -205,7 +207,8 @@ def _table(prepared: Iterable[Prepared], elapsed: float) -> Table:
 def write_summary(path: Path, prepared: Sequence[Prepared]) -> None:
     """Every video's fate as JSON: `{"videos": [{path, status, reason, seconds, frames, bytes, notes}]}`."""
     with writing(path):
-        path.write_text(json.dumps({"videos": [asdict(row) for row in prepared]}, indent=1, ensure_ascii=False))
+        summary = json.dumps({"videos": [asdict(row) for row in prepared]}, indent=1, ensure_ascii=False)
+        path.write_text(summary, errors="backslashreplace")  # as JSON writes names that are not UTF-8
 
 
 def peek(config: Config, video: Path, seconds: Sequence[float], out: Path) -> list[Path]:

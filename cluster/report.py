@@ -187,7 +187,7 @@ def write_report(run_dir: Path, frame_cache: FrameReader) -> Path:
         )
     path = run_dir / "report.html"
     with writing(path):
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

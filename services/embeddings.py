@@ -11,6 +11,7 @@ architecture, preprocessing, number type. `Q` queries, `T` candidate frames, `D`
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from hashlib import blake2b
 from importlib.metadata import version
@@ -41,7 +42,7 @@ class FeatureCache:
         table = pa.table({"feature": column}).replace_schema_metadata({"checksum": str(crc32(half.data))})
         with (
             self._storage.write(self._name(video_key)) as temporary,
-            pa.OSFile(str(temporary), "wb") as sink,
+            pa.OSFile(os.fsencode(temporary), "wb") as sink,
             pa.ipc.new_file(sink, table.schema) as writer,
         ):
             writer.write_table(table)
@@ -58,7 +59,7 @@ class FeatureCache:
     def _open(self, video_key: str) -> tuple[np.ndarray, int] | None:
         """The mapped features and their checksum; None when there are none, or only something damaged."""
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(self._storage.find(self._name(video_key)))))
+            reader = pa.ipc.open_file(pa.memory_map(os.fsencode(self._storage.find(self._name(video_key)))))
             table = reader.read_all()
             table.validate(full=True)  # or what it says of its buffers may lead beyond them
             column = table.column("feature").chunk(0)

@@ -50,11 +50,11 @@ def write_frames(path: Path, source: str, encoding: Encoding, frames: Candidates
     """Write `frames`, at least one and all of one size, as they come, and their notes; `source` is the video's path."""
     first = next(frames)
     height, width, _ = first[1].shape
-    metadata = {"height": str(height), "width": str(width), "encoding": encoding, "path": source}
+    metadata = {"height": str(height), "width": str(width), "encoding": encoding, "path": os.fsencode(source)}
     pixel_type = pa.binary(first[1].nbytes) if encoding == "raw" else pa.binary()
     fields = {"second": pa.float64(), "checksum": pa.uint32(), "pixels": pixel_type}
     schema = pa.schema(list(fields.items()), metadata=metadata)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with pa.OSFile(os.fsencode(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         batch = None
         for second, pixels in chain([first], frames):
             if batch is not None:
@@ -172,7 +172,7 @@ class FrameCache:
     def video(self, key: str) -> Video:
         """The cached video of this key. Raises FileNotFoundError when there is none."""
         reader = self._reader(key)
-        said = {name.decode(): value.decode() for name, value in reader.schema.metadata.items()}
+        said = {name.decode(): os.fsdecode(value) for name, value in reader.schema.metadata.items()}
         return Video(said["path"], key, reader.num_record_batches, int(said["height"]), int(said["width"]))
 
     def read(self, key: str, indices: Sequence[int]) -> np.ndarray:
@@ -212,7 +212,7 @@ class FrameCache:
                 raise
             except VideoError as error:
                 with self._storage.write(_quarantine_name(key)) as record:
-                    record.write_text(str(error).removeprefix(f"{path}: "))
+                    record.write_text(str(error).removeprefix(f"{path}: "), errors="backslashreplace")
                 raise
         self.decodes += 1
         self._forget(key)  # what was there before, and damaged
@@ -255,7 +255,7 @@ class FrameCache:
     def _reader(self, key: str) -> pa.RecordBatchFileReader:
         with self._opening:
             if key not in self._open_videos:
-                self._open_videos[key] = pa.ipc.open_file(pa.memory_map(str(self._storage.find(_name(key)))))
+                self._open_videos[key] = pa.ipc.open_file(pa.memory_map(os.fsencode(self._storage.find(_name(key)))))
                 if len(self._open_videos) > OPEN_VIDEOS:
                     self._open_videos.popitem(last=False)
             self._open_videos.move_to_end(key)
@@ -280,7 +280,7 @@ def _stored(batch: pa.RecordBatch) -> Any:
 
 
 def _hash(text: str) -> str:
-    return blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake2b(os.fsencode(text), digest_size=16).hexdigest()
 
 
 def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """JSON-lines files that a run appends to and anyone may read meanwhile.
 
 Invariants: every line that ends in a newline is one whole JSON object; whatever a killed process left half-written at the
-end is never read and is cut off by the next append.
+end is never read and is cut off by the next append. File names that are not UTF-8 are JSON's escapes of what Python makes of
+them (`\\udcca`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     with writing(path), path.open("a+b") as file:
         _cut_torn_tail(file)
-        file.write(lines.encode())
+        file.write(lines.encode(errors="backslashreplace"))
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -203,7 +203,7 @@ def _decord_frames(path: str, height: int, width: int, times: Sequence[float], e
     candidates = list(each_second([*shown, *_held(*shown[-1], end)]))
     with TemporaryFile() as complaints, _stderr_in(complaints.fileno()):
         try:
-            reader = decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+            reader = _decord_reader(path, height, width)
             starts = reader.get_frame_timestamp(range(len(reader)))[:, 0] if len(reader) else np.empty(0)
             if len(starts) != len(times) or np.abs(starts - starts[0] - times).max() > EPSILON:
                 raise VideoError(f"decord counts {len(starts)} frames of {len(times)}, or other timestamps")
@@ -220,6 +220,15 @@ def _decord_frames(path: str, height: int, width: int, times: Sequence[float], e
             raise VideoError("decord failed") from error
         if os.fstat(complaints.fileno()).st_size:
             raise VideoError("decord complained")
+
+
+def _decord_reader(path: str, height: int, width: int) -> Any:
+    """decord's reader, which opens only names that are UTF-8: others by their descriptor."""
+    import decord
+
+    with open(path, "rb") as file:
+        name = path if os.fsencode(path).decode(errors="replace") == path else f"/dev/fd/{file.fileno()}"
+        return decord.VideoReader(name, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
 
 
 @contextmanager

@@ -46,11 +46,12 @@ def rows(path: Path, columns: Collection[str] | None, batch_size: int = 65536) -
 
 def _parquet(path: Path, columns: Collection[str] | None, batch_size: int) -> Iterator[tuple[int, Row]]:
     try:
-        file = pq.ParquetFile(path)
-        known = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
-        batches = file.iter_batches(batch_size, columns=known)
-        yield from enumerate((row for batch in batches for row in _batch(batch)), start=1)
-    except (pa.ArrowException, OSError) as error:
+        with path.open("rb") as opened:  # pyarrow opens only names that are UTF-8
+            file = pq.ParquetFile(opened)
+            known = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+            batches = file.iter_batches(batch_size, columns=known)
+            yield from enumerate((row for batch in batches for row in _batch(batch)), start=1)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: of a column's name
         raise UserError(f"{path}: not a readable parquet file ({error})") from error
 
 

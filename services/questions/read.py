@@ -143,8 +143,9 @@ def _recognise(path: Path) -> Format:
     if len(TRAINING.signature) - sum(name in first for name in TRAINING.signature) == 1:
         return TRAINING  # which then names the missing field
     known = {form.name: ", ".join(form.signature) for form in reversed(FORMATS)}
+    columns = ", ".join(first).encode(errors="backslashreplace").decode() or "none"
     raise UserError(
-        f"{path}: no known form of questions; its columns are {', '.join(first) or 'none'}. Known are "
+        f"{path}: no known form of questions; its columns are {columns}. Known are "
         + "; ".join(f"{name} ({columns})" for name, columns in reversed(known.items()))
     )
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from services.questions.integers import Integers
 from services.schema import LETTERS, Question
@@ -63,8 +64,15 @@ class Place:
         return f"{self.stem}-{self.number}"
 
     def find(self, name: str, folders: Sequence[str] = ("",)) -> str:
-        """Absolute path of `name` in the first of `folders` that holds it, else in the first."""
-        paths = [os.path.abspath(self.root / folder / name) for folder in folders]
+        """Absolute path of `name` in the first of `folders` that holds it, else in the first.
+
+        A `file://` address may have `%` before the bytes of a name that is not UTF-8; `%` may also stand for itself.
+        """
+        names = [name]
+        if name.startswith("file://"):
+            plain = name.removeprefix("file://")
+            names = list(dict.fromkeys([os.fsdecode(unquote_to_bytes(plain)), plain]))
+        paths = [os.path.abspath(self.root / folder / name) for folder in folders for name in names]
         if len(paths) == 1:
             return paths[0]
         return next((path for path in paths if os.path.exists(path)), paths[0])
@@ -199,4 +207,9 @@ def one_video(row: Row, field: str) -> str:
     unicode(path, field)
     if not (isinstance(path, str) and path.strip()):
         raise wrong(row, field, "a path, or a list of one path or of one object with the path as 'video'")
-    return path.removeprefix("file://")
+    return path
+
+
+def written_path(path: str) -> str:
+    """How an absolute path is written where all text is Unicode: a `file://` address when its name is not UTF-8."""
+    return Path(path).as_uri() if NO_TEXT.search(path) else path

@@ -3,7 +3,7 @@
 | field | type | |
 |---|---|---|
 | `id` | string | unique within the file |
-| `video` | string | path; a relative one starts from the video root, else from the file's folder |
+| `video` | string | path, or `file://` address; a relative one starts from the video root, else from the file's folder |
 | `question` | string | |
 | `options` | list of strings | 2 to 26, without letters; the first is A |
 | `answer` | string | letter of the right option |
@@ -24,12 +24,26 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.errors import UserError
-from services.questions.rows import Format, Place, Row, names, number, optional_text, text, texts, unicode, whole, wrong
+from services.questions.rows import (
+    Format,
+    Place,
+    Row,
+    names,
+    number,
+    optional_text,
+    text,
+    texts,
+    unicode,
+    whole,
+    written_path,
+    wrong,
+)
 from services.schema import LETTERS, Question
 from services.storage import written_whole
 
@@ -55,12 +69,18 @@ def write_questions(questions: Iterable[Question], path: Path) -> None:
     """Write the training format, parquet or JSON lines by `path`'s suffix, whole or not at all; `read_questions` gives the
     same back. Raises UserError for another suffix, or when the file system refuses."""
     check_suffix(path)
-    rows = [{**asdict(question), "options": [*question.options], "group": [*question.group]} for question in questions]
-    with written_whole(path) as temporary:
+    rows = [_row(question) for question in questions]
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         if path.suffix == ".parquet":
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary)
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file)
         else:
-            temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def _row(question: Question) -> dict[str, Any]:
+    subtitles = question.subtitles and written_path(question.subtitles)
+    paths = {"video": written_path(question.video), "subtitles": subtitles}
+    return {**asdict(question), **paths, "options": [*question.options], "group": [*question.group]}
 
 
 def check_suffix(path: Path) -> None:

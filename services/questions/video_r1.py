@@ -13,6 +13,7 @@ from services.schema import Question
 
 def _question(row: Row, place: Place) -> Question:
     for field, ours in (("problem_type", "multiple choice"), ("data_type", "video")):
+        unicode(row.get(field), field)
         if row.get(field, ours) != ours:
             raise NoQuestion(f"{field} {shown(row[field])}, not {ours!r}")
     with naming("options"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ BITS = 12
 BT2100_PQ = {"color_primaries": "bt2020", "color_trc": "smpte2084", "colorspace": "bt2020nc"}
 MATROSKA_DURATION = (b"\x44\x89\x88", 3, struct.pack(">d", 7200))
 """Where a Matroska header states how long the file is, and 7.2 seconds in its way."""
+
+
+GBK_NAME = os.fsdecode("视频 100%41.mkv".encode("gbk"))
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,13 @@ def ten_hours(path: Path) -> Path:
 
 def odd_videos(folder: Path) -> list[Odd]:
     """One of each kind under `folder`; all but the shortest are five seconds long."""
-    return [*_sound_videos(folder), *_lying_videos(folder), *_broken_videos(folder)]
+    return [*_sound_videos(folder), _named_in_gbk(folder), *_lying_videos(folder), *_broken_videos(folder)]
+
+
+def _named_in_gbk(folder: Path) -> Odd:
+    """One whose name is not UTF-8."""
+    path = write_video(folder / "gbk.mkv", every(0.1, 5)).rename(folder / GBK_NAME)
+    return Odd(path.name, path, [0, 100, 200, 300, 400])
 
 
 def _sound_videos(folder: Path) -> list[Odd]:
