@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 UV := 0.13.9
 
-.PHONY: setup lock train reproduce test lint format bench-data clean
+.PHONY: setup lock train reproduce test test-quick lint format bench-data clean
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -34,6 +34,9 @@ reproduce:  # hours; goes on where it was stopped
 
 test:
 	$(BIN)/python -m pytest $(ARGS)
+
+test-quick:  # neither an engine nor Ray
+	$(BIN)/python -m pytest -m "not heavy" $(ARGS)
 
 lint:
 	$(BIN)/ruff check .

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,42 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = "1"
+
+
+HEAVY_FIXTURES, HEAVY_FOLDERS = {"ray_cluster", "vllm"}, {"end_to_end"}
+"""A test is heavy if it uses one of the fixtures, directly or through another, or lies in one of the folders."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark the heavy tests; `make test-quick` leaves them out."""
+    if "vllm" in sys.modules:
+        raise pytest.UsageError("a test module imports vllm when it is collected: use the fixture `vllm`")
+    for item in items:
+        if HEAVY_FIXTURES & set(item.fixturenames) or HEAVY_FOLDERS & set(item.path.parts):
+            item.add_marker("heavy")
+
+
+def heavy_parts() -> set[str]:
+    """Those of Ray and vLLM that this process has started or loaded."""
+    ray_runs = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+    return ({"Ray"} if ray_runs else set()) | ({"vllm"} & sys.modules.keys())
+
+
+@pytest.fixture(autouse=True)
+def quick_tests_stay_quick(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever starts Ray or imports vLLM without a fixture of theirs fails."""
+    before = heavy_parts()
+    yield
+    if not request.node.get_closest_marker("heavy"):
+        assert heavy_parts() <= before, f"starts Ray or imports vLLM: use one of {HEAVY_FIXTURES}"
+
+
+@pytest.fixture(scope="session")
+def vllm() -> ModuleType:
+    """vLLM, for tests that compare with its code; without an engine."""
+    import vllm
+
+    return vllm
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import torch
 
 from services.positions import mrope_positions, seconds_per_grid
 
+pytestmark = pytest.mark.usefixtures("vllm")
 VISUAL, TOKENS_PER_SECOND = 7, 2
 
 

@@ -37,11 +37,15 @@ def gallery() -> Gallery:
 
 
 @pytest.fixture(scope="module")
-def mllm() -> tuple[object, object]:
-    return (
+def mllm() -> Iterator[tuple[object, object]]:
+    """On one thread: several of them wait for each other more than they work on a model this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield (
         AutoProcessor.from_pretrained(MODELS / "mllm"),
         AutoModelForImageTextToText.from_pretrained(MODELS / "mllm", dtype=torch.float32).eval(),
     )
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
