@@ -17,13 +17,18 @@ class ActorConfig(Section):
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for one actor."""
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of one actor."""
+    """GPUs of one actor, 1 at most: a share, as 0.5, puts several on one card."""
     threads: int = Field(default=1, ge=1)
     """torch / OpenMP threads of one actor."""
     deadline: float = Field(default=600.0, gt=0)
     """Seconds one call may take."""
     start_deadline: float = Field(default=600.0, gt=0)
     """Seconds an actor may take to load its model."""
+
+    @property
+    def device(self) -> str:
+        """Where its tensors live: on a GPU only if one was asked for, whatever the machine has."""
+        return "cuda" if self.num_gpus else "cpu"
 
 
 class RolloutConfig(ActorConfig):

@@ -1,7 +1,7 @@
 """`EmbedderActor`: the frozen CLIP. It prepares a video once (decode, embed) and then answers similarities from the cache.
 
 Invariants: a video whose frames and features are cached is neither decoded nor embedded again; a training step embeds only
-text.
+text; `ready` loads the model, so that what is wrong with it arrives as the error that it is.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ class EmbedderActor:
     """One CLIP behind two calls: `prepare` and `similarity`."""
 
     def __init__(self, model: str, config: EmbedderConfig, data: DataConfig, frames: FramesConfig) -> None:
+        self._model, self._config, self._data = model, config, data
+        self._frames = FrameCache.of(data, frames)
+
+    def ready(self) -> None:
+        """Load the model. Raises UserError when it cannot be."""
         from services.clip import ClipEncoder  # open_clip: seconds and memory that the driver is spared
 
+        config, cache = self._config, self._data.cache
         if config.dtype == "auto":
             raise ValueError("embedder.dtype: auto is decided before actors start, for all of them alike")
         torch.set_num_threads(config.threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._clip = ClipEncoder(model, config.pretrained, config.dtype, config.resize, device, config.batch_size)
-        self._frames = FrameCache.of(data, frames)
-        self._features = FeatureCache(data.cache, self._clip.key, data.bucket)
-        remember_key(data.cache, model, config.key_parameters(), self._clip.key)
-        self._batch = config.batch_size
+        self._clip = ClipEncoder(
+            self._model, config.pretrained, config.dtype, config.resize, config.device, config.batch_size
+        )
+        self._features = FeatureCache(cache, self._clip.key, self._data.bucket)
+        remember_key(cache, self._model, config.key_parameters(), self._clip.key)
         self._embed_text = lru_cache(TEXT_CACHE)(lambda text: self._clip.encode_texts([text])[0])
-
-    def ready(self) -> None:
-        """Answers once the model is loaded."""
 
     def prepare(self, path: str) -> Video:
         """Fill both caches for one video. Raises VideoError with the reason when it cannot be decoded."""
@@ -50,10 +52,10 @@ class EmbedderActor:
     def embed(self, key: str) -> None:
         """Features of the cached frames of that key, unless they are there."""
         if self._features.get(key) is None:
-            num_frames = self._frames.video(key).num_frames
+            num_frames, batch = self._frames.video(key).num_frames, self._config.batch_size
             batches = [
-                self._clip.encode_frames(self._frames.read(key, range(start, min(start + self._batch, num_frames))))
-                for start in range(0, num_frames, self._batch)
+                self._clip.encode_frames(self._frames.read(key, range(start, min(start + batch, num_frames))))
+                for start in range(0, num_frames, batch)
             ]
             self._features.put(key, np.concatenate(batches))
 

@@ -1,7 +1,6 @@
 """A pool of equal actors: each call goes to the least loaded one, has a deadline, and fails with a name.
 
-Invariant: every remote call ends, in its result, in the callee's own error, or in a TrainingError that names the pool, the
-actor and the call; the actor is told of a call that nobody waits for any more.
+Invariant: every call ends, as `services/remote.py` says.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import ActorConfig
-from services.errors import TrainingError, UserError, VideoError
+from services import remote
 
 
 class Pool:
@@ -36,10 +35,10 @@ class Pool:
         concurrency: int | None = None,
     ) -> Pool:
         """One actor a bundle, each ready. `concurrency`: calls one actor works on at once (async actors: thousands)."""
-        remote: Any = ray.remote(actor_class)
+        start: Any = ray.remote(actor_class)
         options = {} if concurrency is None else {"max_concurrency": concurrency}
         actors = [
-            remote.options(
+            start.options(
                 num_cpus=config.num_cpus,
                 num_gpus=config.num_gpus,
                 scheduling_strategy=bundle,
@@ -63,22 +62,8 @@ class Pool:
         return await asyncio.gather(*[self._call(i, method, arguments, wait) for i in range(len(self.actors))])
 
     async def _call(self, index: int, method: str, arguments: tuple[Any, ...], deadline: float) -> Any:
-        where = f"{self.name} actor {index}: {method}"
         self._in_flight[index] += 1
-        reference = getattr(self.actors[index], method).remote(*arguments)
         try:
-            return await asyncio.wait_for(reference, deadline)
-        except asyncio.CancelledError:
-            ray.cancel(reference)
-            raise
-        except TimeoutError:
-            ray.cancel(reference)
-            raise TrainingError(f"{where} was not done within {deadline:g} s") from None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError | VideoError | TrainingError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.RayActorError as error:
-            raise TrainingError(f"{where}: the actor died: {error}") from None
+            return await remote.call(self.actors[index], f"{self.name} actor {index}", method, arguments, deadline)
         finally:
             self._in_flight[index] -= 1

@@ -1,22 +1,24 @@
 """The two stages that fill the caches, as Ray Data runs them: decode, then embed. Rows in, rows out, one video each.
 
-Invariants: a row that comes in goes out, `ready` with its frames, or `quarantined` with the reason; a stage that is killed and
-run again finds what was done in the caches.
+Invariants: a row that comes in goes out, `ready` with its frames, `quarantined` with the reason, or `refused` with what the
+user can mend (Ray Data would bury it in tracebacks); a stage that is killed and run again finds what was done in the caches.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.config import EmbedderConfig
 from services.config import DataConfig, FramesConfig
-from services.errors import DecoderLost, VideoError
+from services.errors import DecoderLost, UserError, VideoError
 from services.frames import FrameCache
 from services.schema import Video
+from services.shared import check_seen
 
 Batch = dict[str, np.ndarray]
 """Ray Data's batch: columns `path`, `status`, `reason`, `key`, `frames`, `bytes`, and `notes`, one a line. A path is bytes,
@@ -28,25 +30,19 @@ def outcome(path: str, prepare: Callable[[], Video], cache: FrameCache) -> dict[
     try:
         video = prepare()
     except VideoError as error:
-        reason = str(error).removeprefix(f"{path}: ").encode(errors="backslashreplace").decode()
-        return {
-            "path": path,
-            "status": "quarantined",
-            "reason": reason,
-            "key": "",
-            "frames": 0,
-            "bytes": 0,
-            "notes": "",
-        }
-    return {
-        "path": path,
-        "status": "ready",
-        "reason": "",
-        "key": video.key,
-        "frames": video.num_frames,
-        "bytes": cache.nbytes(video.key),
-        "notes": "\n".join(cache.notes(video.key)),
-    }
+        return _row(path, "quarantined", _text(str(error).removeprefix(f"{path}: ")))
+    notes = "\n".join(cache.notes(video.key))
+    done = {"key": video.key, "frames": video.num_frames, "bytes": cache.nbytes(video.key), "notes": notes}
+    return _row(path, "ready") | done
+
+
+def _row(path: str, status: str, reason: str = "") -> dict[str, Any]:
+    return {"path": path, "status": status, "reason": reason, "key": "", "frames": 0, "bytes": 0, "notes": ""}
+
+
+def _text(reason: str) -> str:
+    """As it can be shown and stored, whatever the bytes of the file names in it."""
+    return reason.encode(errors="backslashreplace").decode()
 
 
 def _columns(row: dict[str, Any]) -> Batch:
@@ -54,14 +50,19 @@ def _columns(row: dict[str, Any]) -> Batch:
 
 
 class DecodeStage:
-    """Paths to frames in the cache. `retry` tries videos anew that are known to be undecodable."""
+    """Paths to frames in the cache. `retry` tries videos anew that are known to be undecodable; `probe` tells whether this
+    node sees the cache."""
 
-    def __init__(self, data: DataConfig, frames: FramesConfig, retry: bool) -> None:
-        self._frames, self._retry = FrameCache.of(data, frames), retry
+    def __init__(self, data: DataConfig, frames: FramesConfig, retry: bool, probe: Path | None) -> None:
+        self._frames, self._retry, self._probe = FrameCache.of(data, frames), retry, probe
 
     def __call__(self, batch: Batch) -> Batch:
         path = os.fsdecode(batch["path"][0])
-        row = outcome(path, lambda: self._prepare(path), self._frames)
+        try:
+            check_seen(self._probe)
+            row = outcome(path, lambda: self._prepare(path), self._frames)
+        except UserError as error:
+            row = _row(path, "refused", _text(str(error)))
         return _columns(row | {"path": os.fsencode(path)})
 
     def _prepare(self, path: str) -> Video:
@@ -74,12 +75,23 @@ class DecodeStage:
 class EmbedStage:
     """Decoded videos to CLIP features in the cache."""
 
-    def __init__(self, model: str, config: EmbedderConfig, data: DataConfig, frames: FramesConfig) -> None:
+    def __init__(
+        self, model: str, config: EmbedderConfig, data: DataConfig, frames: FramesConfig, probe: Path | None
+    ) -> None:
         from actors.embedder import EmbedderActor  # torch: seconds that a driver without work is spared
 
-        self._embedder = EmbedderActor(model, config, data, frames)
+        self._embedder, self._probe = EmbedderActor(model, config, data, frames), probe
+        self._is_loaded = False
 
     def __call__(self, batch: Batch) -> Batch:
-        if batch["status"][0] == "ready":
+        if batch["status"][0] != "ready":
+            return batch
+        try:
+            check_seen(self._probe)
+            if not self._is_loaded:
+                self._embedder.ready()
+                self._is_loaded = True
             self._embedder.embed(str(batch["key"][0]))
+        except UserError as error:
+            return batch | {"status": np.array(["refused"]), "reason": np.array([_text(str(error))])}
         return batch

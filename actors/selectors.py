@@ -34,19 +34,22 @@ class SelectorActor:
     """The sampler network behind `select`; takes new weights from the store."""
 
     def __init__(self, config: SelectorConfig, sampler: SamplerConfig, seed: int, store: ActorHandle) -> None:
-        from learners.unet import collate, make_sampler  # RLlib: seconds and memory that the driver is spared
-
-        torch.set_num_threads(config.threads)
-        self._kind, self._store = config.kind, store
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._network = make_sampler(sampler.channels, seed, sampler.checkpoint).to(self._device)
-        self._collate = collate
+        self._config, self._sampler, self._seed, self._store = config, sampler, seed, store
         self.version = 0
-        if ray.get(store.manifest.remote(SAMPLER), timeout=config.deadline) is not None:
-            self.pull(None)
 
     def ready(self) -> int:
-        """Answers once the network is built; the version it holds."""
+        """Build the network, with the newest weights if there are any; the version it holds.
+
+        Raises UserError when the checkpoint to start from cannot be read.
+        """
+        from learners.unet import collate, make_sampler  # RLlib: seconds and memory that the driver is spared
+
+        torch.set_num_threads(self._config.threads)
+        self._collate = collate
+        network = make_sampler(self._sampler.channels, self._seed, self._sampler.checkpoint)
+        self._network = network.to(self._config.device)
+        if ray.get(self._store.manifest.remote(SAMPLER), timeout=self._config.deadline) is not None:
+            self.pull(None)
         return self.version
 
     def pull(self, version: int | None) -> int:
@@ -67,9 +70,9 @@ class SelectorActor:
         score = None
         if num_frames <= budget:
             frames = tuple(range(num_frames))
-        elif self._kind == "uniform" or (seed is None and logits.min() == logits.max()):
+        elif self._config.kind == "uniform" or (seed is None and logits.min() == logits.max()):
             frames = uniform_frames(num_frames, budget)
-        elif self._kind == "topk" or seed is None:
+        elif self._config.kind == "topk" or seed is None:
             frames = topk_frames(logits.numpy(), budget)
         else:
             chosen = sample(logits, budget, torch.Generator().manual_seed(seed))
@@ -80,7 +83,7 @@ class SelectorActor:
 
     def _logits(self, similarity: np.ndarray) -> torch.Tensor:
         """[T] of the network, or the mean similarity for a selector without one."""
-        if self._kind != "unet":
+        if self._config.kind != "unet":
             return torch.from_numpy(similarity.mean(0))
-        batch = {name: tensor.to(self._device) for name, tensor in self._collate([similarity]).items()}
+        batch = {name: tensor.to(self._config.device) for name, tensor in self._collate([similarity]).items()}
         return self._network.forward_inference(batch)["logits"][0].cpu()

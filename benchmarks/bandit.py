@@ -12,15 +12,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import copy
-import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Literal
-
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import numpy as np
 import ray
@@ -42,7 +39,7 @@ from learners.unet import UNetSampler, collate, make_sampler
 from services.schema import Group
 from services.weights import SAMPLER, create_store, read_version
 
-ENV = COMMON_ENV | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+ENV = COMMON_ENV | {"OMP_NUM_THREADS": "1"}
 """Of the learner's process."""
 
 

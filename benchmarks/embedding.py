@@ -53,8 +53,11 @@ def main() -> None:
         random_weights(options.clip, root / "model")
         data, frames = DataConfig(cache=root / "cache"), FramesConfig()
         for dtype in ("float32", "bfloat16"):
-            config = EmbedderConfig(dtype=dtype, threads=threads, batch_size=options.batch)
+            config = EmbedderConfig(
+                dtype=dtype, threads=threads, batch_size=options.batch, num_gpus=int(DEVICE == "cuda")
+            )
             embedder = EmbedderActor(str(root / "model"), config, data, frames)
+            embedder.ready()
             video = embedder.prepare(str(root / "video.mp4")).key
             features = known_key(data.cache, str(root / "model"), config.key_parameters())
             assert features

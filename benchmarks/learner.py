@@ -201,6 +201,7 @@ def measure(row: Row, options: argparse.Namespace, folder: str) -> Result:
     torch.manual_seed(0)
     learners.mllm.LOGIT_CHUNK = row.logit_chunk
     common = {
+        "num_gpus": int(ON_GPU),
         "dtype": options.dtype,
         "zero_stage": int(options.dtype == "bfloat16"),
         "micro_batch_tokens": options.micro_batch_tokens,

@@ -9,12 +9,9 @@ objects that the store owns) and checksums once; reading maps the shared memory 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
-
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 import ray
 import torch

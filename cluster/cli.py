@@ -1,5 +1,5 @@
 """The command `msjoe`. Exit codes: 0 done, 1 the run failed, 2 something the user can mend in what was given,
-130 interrupted. None of these shows a traceback; a fault of ours does."""
+130 interrupted, 143 terminated. None of these shows a traceback; a fault of ours does."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import asyncio
 import io
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ TOY = Path(__file__).parent / "recipes" / "toy.yaml"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line, and exit."""
-    if "RAY_ADDRESS" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private cluster; others say what they use
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names need not be text
@@ -40,6 +40,17 @@ def run(arguments: Sequence[str]) -> int:
     # argparse would take an unknown option with a blank in its value for a positional argument.
     fields = [argument for argument in arguments if re.match(r"--\w+\.\w+=", argument)]
     options, rest = _parser().parse_known_args([argument for argument in arguments if argument not in fields])
+    is_terminated = False
+
+    def terminate(_: int, frame: FrameType | None) -> None:
+        """SIGTERM ends the command as SIGINT does: asyncio cancels what runs, and whatever was started is stopped."""
+        nonlocal is_terminated
+        if not is_terminated:
+            is_terminated = True
+            interrupt = signal.getsignal(signal.SIGINT)  # nothing to call in a background job, which ignores SIGINT
+            (interrupt if callable(interrupt) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         options.command(options, [*rest, *fields])
     except UserError as error:
@@ -54,8 +65,8 @@ def run(arguments: Sequence[str]) -> int:
         print(f"msjoe: {error.filename}: {error.strerror}; mend that and run again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("msjoe: interrupted", file=sys.stderr)
-        return 130
+        print(f"msjoe: {'terminated' if is_terminated else 'interrupted'}", file=sys.stderr)
+        return 143 if is_terminated else 130
     return 0
 
 

@@ -56,11 +56,11 @@ class ClusterConfig(Section):
     """The Ray cluster."""
 
     address: str | None = None
-    """`auto` joins the running cluster; empty starts a private one unless `RAY_ADDRESS` is set."""
+    """`auto` joins the running cluster, `local` starts a private one; empty: what `RAY_ADDRESS` names, or a private one."""
     placement_deadline: float = Field(default=600.0, gt=0)
     """Seconds to wait until the cluster (or its autoscaler) has room for every actor."""
     object_store_gib: float | None = Field(default=None, gt=0)
-    """Object store of a private cluster, GiB. Empty: Ray's default."""
+    """Object store of a private cluster, GiB; a cluster that is joined has its own. Empty: Ray's default."""
 
 
 class Config(BaseSettings):
@@ -119,6 +119,7 @@ class Config(BaseSettings):
                 f"train.validate_budgets: {', '.join(map(str, self.train.validate_budgets))}; each from 1 to "
                 f"frames.budget, {self.frames.budget}, which the engine has room for"
             )
+        yield from self._card_problems()
         shared = 2 if self.frames.shown_as == "video" else 1
         visual = max(
             -(-self.frames.budget // shared) * self.frames.tokens_per_frame,
@@ -129,6 +130,28 @@ class Config(BaseSettings):
             yield (
                 f"rollout.max_model_len: {self.rollout.max_model_len} cannot hold {visual} visual tokens and the reply; "
                 f"above {longest}, or a smaller frames.budget or frames.tokens_per_frame"
+            )
+
+    def _card_problems(self) -> Iterator[str]:
+        """Shares of GPUs that Ray would grant and that cannot work, one line each."""
+        for name in ("policy", "sampler", "rollout", "embedder", "selector"):
+            if (gpus := getattr(self, name).num_gpus) > 1:
+                more = {"policy": "world_size", "sampler": "world_size", "rollout": "tensor_parallel"}
+                yield f"{name}.num_gpus: {gpus:g}, but a process computes on one; more by {more.get(name, 'replicas')}"
+        for name, learner, learns in (
+            ("policy", self.policy, self.policy.train),
+            ("sampler", self.sampler, self.selector.kind == "unet"),
+        ):
+            if learns and learner.world_size > 1 and 0 < learner.num_gpus <= 0.5:
+                yield (
+                    f"{name}.num_gpus: {learner.num_gpus:g} lets Ray put two ranks on one GPU, which nccl refuses; above 0.5, "
+                    f"or {name}.world_size=1"
+                )
+        share, taken = self.rollout.num_gpus, self.rollout.gpu_memory_utilization
+        if 0 < share < taken:
+            yield (
+                f"rollout.gpu_memory_utilization: {taken:g} of a GPU of which rollout.num_gpus={share:g} is the engine's; at "
+                f"most {share:g}, or a larger share"
             )
 
 

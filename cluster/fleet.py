@@ -31,6 +31,7 @@ from learners.rank import LearnerGroup, LearnerRank
 from learners.sampler import SamplerLearner
 from services.errors import VideoError
 from services.schema import Question, Video
+from services.shared import probe, seen_by
 from services.weights import create_store
 
 Report = Callable[[str], None]
@@ -65,7 +66,9 @@ async def fleet(config: Config, report: Report) -> AsyncIterator[Fleet]:
         report("placing actors")
         placement = await Placement.create(plan(config), config.cluster.placement_deadline, report)
         report("starting actors")
-        yield await start(config, placement)
+        actors = await start(config, placement)
+        await check_cache(config, [actors.rollouts, actors.embedders], actors.policy)
+        yield actors
     finally:
         ray.shutdown()
 
@@ -77,9 +80,18 @@ async def rollout_pool(config: Config, report: Report) -> AsyncIterator[Pool]:
     try:
         bundles = [bundle for bundle in plan(config) if bundle.role == "rollout"]
         placement = await Placement.create(bundles, config.cluster.placement_deadline, report)
-        yield await _start_rollouts(config, placement, *new_store())
+        pool = await _start_rollouts(config, placement, *new_store())
+        await check_cache(config, [pool])
+        yield pool
     finally:
         ray.shutdown()
+
+
+async def check_cache(config: Config, pools: Sequence[Pool], learner: LearnerGroup | None = None) -> None:
+    """Raises UserError naming a node on which these actors don't see the cache."""
+    with probe(config.data) as file:
+        asked = [pool.broadcast("__ray_call__", seen_by, file) for pool in pools]
+        await asyncio.gather(*asked, *([learner.call("__ray_call__", seen_by, file)] if learner else []))
 
 
 def new_store() -> tuple[ActorHandle, str]:
@@ -108,12 +120,11 @@ async def start(config: Config, placement: Placement) -> Fleet:
         return COMMON_ENV | {"OMP_NUM_THREADS": str(threads)}
 
     async def learner(rank_class: type[LearnerRank], part: LearnerConfig, arguments: tuple[Any, ...]) -> LearnerGroup:
-        accelerator = {} if part.num_gpus else {"DS_ACCELERATOR": "cpu"}
         return await LearnerGroup.start(
             rank_class,
             arguments,
             part,
-            env(part.threads) | accelerator,
+            env(part.threads),
             placement.of(rank_class.network),
             config.train.steps,
         )

@@ -25,9 +25,10 @@ from rich.text import Text
 from actors.prepare import DecodeStage, EmbedStage, outcome
 from cluster.config import Config
 from services.embeddings import FeatureCache, known_key
-from services.errors import UserError, VideoError
+from services.errors import UserError
 from services.frames import FrameCache
 from services.questions import read_questions
+from services.shared import probe
 from services.storage import remove_abandoned
 from services.writing import writing
 
@@ -136,36 +137,35 @@ def _pipeline(config: Config, paths: Sequence[str], retry: bool) -> Iterator[dic
 
     connect(config.cluster)
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        environment = {"env_vars": COMMON_ENV | {"OMP_NUM_THREADS": str(config.embedder.threads)}}
-        embedder, decoders = config.embedder, min(config.data.decoders, len(paths))
-        dataset = (
-            ray.data.from_items([{"path": os.fsencode(path)} for path in paths], override_num_blocks=len(paths))
-            .map_batches(
-                DecodeStage,
-                fn_constructor_args=(config.data, config.frames, retry),
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=decoders),
-                batch_size=1,
-                num_cpus=config.data.decoder_cpus,
-                runtime_env=environment,
+        with probe(config.data) as file:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            environment = {"env_vars": COMMON_ENV | {"OMP_NUM_THREADS": str(config.embedder.threads)}}
+            embedder, decoders = config.embedder, min(config.data.decoders, len(paths))
+            dataset = (
+                ray.data.from_items([{"path": os.fsencode(path)} for path in paths], override_num_blocks=len(paths))
+                .map_batches(
+                    DecodeStage,
+                    fn_constructor_args=(config.data, config.frames, retry, file),
+                    compute=ray.data.ActorPoolStrategy(min_size=1, max_size=decoders),
+                    batch_size=1,
+                    num_cpus=config.data.decoder_cpus,
+                    runtime_env=environment,
+                )
+                .map_batches(
+                    EmbedStage,
+                    fn_constructor_args=(embedder.model, embedder, config.data, config.frames, file),
+                    compute=ray.data.ActorPoolStrategy(min_size=1, max_size=embedder.replicas),
+                    batch_size=1,
+                    num_cpus=embedder.num_cpus,
+                    num_gpus=embedder.num_gpus,
+                    runtime_env=environment,
+                )
             )
-            .map_batches(
-                EmbedStage,
-                fn_constructor_args=(embedder.model, embedder, config.data, config.frames),
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=embedder.replicas),
-                batch_size=1,
-                num_cpus=embedder.num_cpus,
-                num_gpus=embedder.num_gpus,
-                runtime_env=environment,
-            )
-        )
-        for row in dataset.iter_rows():
-            yield row | {"path": os.fsdecode(row["path"])}
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError | VideoError):
-            raise error.cause from None
-        raise
+            for row in dataset.iter_rows():
+                if row["status"] == "refused":
+                    raise UserError(row["reason"])
+                yield row | {"path": os.fsdecode(row["path"])}
     finally:
         ray.shutdown()
 

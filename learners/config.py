@@ -34,9 +34,14 @@ class LearnerConfig(Section):
     threads: int = Field(default=1, ge=1)
     """torch / OpenMP threads of a rank."""
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of a rank."""
+    """GPUs of a rank, 1 at most; of several ranks each must have more than half a card."""
     deadline: float = Field(default=1800.0, gt=0)
     """Seconds one update, publication or checkpoint may take."""
+
+    @property
+    def device(self) -> str:
+        """Where its tensors live: on a GPU only if one was asked for, whatever the machine has."""
+        return "cuda" if self.num_gpus else "cpu"
 
 
 class PolicyConfig(LearnerConfig):

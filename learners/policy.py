@@ -68,12 +68,12 @@ class PolicyLearner(LearnerRank):
         self.config: PolicyConfig = config
         self._model, self._temperature = model, temperature
         self._frames = FrameCache.of(data, frames)
-        self._processor = FrameProcessor(model)
 
     def build(self) -> torch.nn.Module:
         return PolicyNetwork(load_mllm(self._model, self.config.dtype, self.config), self._temperature)
 
     def connect(self, address: str, port: int) -> None:
+        self._processor = FrameProcessor(self._model)
         super().connect(address, port)
         if self.config.kl_coef > 0 and not self.config.lora_rank:
             frozen = PolicyConfig(gradient_checkpointing=False)

@@ -26,9 +26,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learners.config import LearnerConfig
 from learners.schedule import learning_rates
-from services.errors import TrainingError, UserError
+from services import remote
+from services.errors import TrainingError
 from services.weights import plan_buckets, write_bucket
 from services.writing import writing
+
+BEHIND_A_FAULT = 5.0
+"""Seconds that the other ranks get to say why one of them failed."""
 
 
 def plan_micro_batches(
@@ -132,10 +136,9 @@ class LearnerRank(ABC):
         import deepspeed
 
         torch.set_num_threads(self.config.threads)
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:  # gloo does all we need; DeepSpeed would compile a shared-memory operator first
+        if not self.config.num_gpus:  # gloo does all we need; DeepSpeed would compile a shared-memory operator first
             sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
-        deepspeed.init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False)
+        deepspeed.init_distributed("nccl" if self.config.num_gpus else "gloo", auto_mpi_discovery=False)
         network = self.build()
         trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self._watch_gradients(trained)
@@ -221,8 +224,7 @@ class LearnerRank(ABC):
         parts: dict[str, list[torch.nn.Parameter]] = {}
         for name, parameter in trained.items():
             parts.setdefault(self.part_of(name), []).append(parameter)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._reached = {part: torch.zeros(len(among), device=device) for part, among in parts.items()}
+        self._reached = {part: torch.zeros(len(among), device=self.config.device) for part, among in parts.items()}
 
         def note(flag: torch.Tensor, gradient: torch.Tensor) -> None:
             flag.copy_(torch.maximum(flag, (gradient != 0).any()))
@@ -301,9 +303,10 @@ class LearnerGroup:
 
         `arguments`: those of `rank_class` before its rank. `steps`: those of the run, for learning rates that fall.
         """
-        remote: Any = ray.remote(rank_class)
+        start: Any = ray.remote(rank_class)
+        env = env | {"DS_ACCELERATOR": config.device}
         ranks = [
-            remote.options(
+            start.options(
                 num_cpus=config.num_cpus,
                 num_gpus=config.num_gpus,
                 scheduling_strategy=bundle,
@@ -312,7 +315,7 @@ class LearnerGroup:
             for rank, bundle in enumerate(bundles)
         ]
         group = cls(rank_class.network, ranks, config, steps)
-        address, port = await group._await(ranks[0].address.remote(), "address")
+        address, port = await group._call(0, "address", ())
         await group.call("connect", address, port)
         return group
 
@@ -337,18 +340,21 @@ class LearnerGroup:
         self.version, self.is_ahead = self.version + 1, False
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Run `method` on every rank; rank 0's result. The first error of any rank is raised, not waited out."""
-        calls = [self._await(getattr(rank, method).remote(*arguments), method) for rank in self._ranks]
-        return (await asyncio.gather(*calls))[0]
+        """Run `method` on every rank; rank 0's result.
 
-    async def _await(self, reference: Any, method: str) -> Any:
+        The first error of any rank is raised, not waited out. When it is a fault, as a broken connection to a rank that
+        died is, the others get a moment to say what is behind it.
+        """
+        calls = [asyncio.ensure_future(self._call(rank, method, arguments)) for rank in range(len(self._ranks))]
         try:
-            return await asyncio.wait_for(reference, self._deadline)
-        except TimeoutError:
-            raise TrainingError(f"{self.network} learner: {method} was not done within {self._deadline:g} s") from None
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError | TrainingError):
-                raise error.cause from None
+            return (await asyncio.gather(*calls))[0]
+        except remote.FOR_A_PERSON:
             raise
-        except ray.exceptions.RayActorError as error:
-            raise TrainingError(f"{self.network} learner: an actor died during {method}: {error}") from None
+        except Exception as fault:
+            done, _ = await asyncio.wait(calls, timeout=BEHIND_A_FAULT)
+            errors = [error for call in done if (error := call.exception())]
+            raise next((error for error in errors if isinstance(error, remote.FOR_A_PERSON)), fault) from None
+
+    async def _call(self, rank: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        name = f"{self.network} learner, rank {rank}"
+        return await remote.call(self._ranks[rank], name, method, arguments, self._deadline)

@@ -53,7 +53,7 @@ class ObjectStoreEngine(WeightTransferEngine[StoreInitInfo, StoreUpdateInfo]):
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
-        if torch.cuda.is_available():
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def receive_weights(self, update_info: StoreUpdateInfo) -> None:

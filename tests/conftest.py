@@ -1,4 +1,4 @@
-"""What every test stands on: private clusters without authentication, and one made for the tests that need Ray."""
+"""What every test stands on: a private cluster, made for the tests that need Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from cluster.config import Config
     from tests.services.odd_videos import Odd
 
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = "1"
 
 

@@ -1,17 +1,25 @@
-"""Every call of a pool ends: in its result, the callee's error, or an error that names pool, actor and call."""
+"""Every call of a pool or a learner ends: in its result, the callee's error, or an error that names actor, call and cause."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 import ray
 
 from actors.config import ActorConfig
 from actors.pool import Pool
-from services.errors import TrainingError, VideoError
+from learners import rank
+from learners.config import LearnerConfig
+from learners.rank import LearnerGroup
+from services.config import DataConfig
+from services.errors import TrainingError, UserError, VideoError
+from services.shared import probe, seen_by
 
 
 class EchoActor:
@@ -31,6 +39,34 @@ class EchoActor:
 
     def die(self) -> None:
         os._exit(1)
+
+    def wait_in_vain(self) -> None:
+        raise TimeoutError("the store was silent")
+
+    def fill_the_disk(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/features")
+
+    def err(self) -> None:
+        raise KeyError("ours")
+
+
+class UnreadyActor:
+    """Finds in its model what the user can mend."""
+
+    def ready(self) -> None:
+        raise UserError("embedder.model: no weights")
+
+
+class Rank:
+    """Rank 1 dies in a step, which rank 0 sees as a broken connection."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+
+    def step(self) -> None:
+        if self._rank == 1:
+            os._exit(1)
+        raise RuntimeError("Connection reset by peer")
 
 
 async def pool(replicas: int, deadline: float = 60.0) -> Pool:
@@ -67,5 +103,56 @@ def test_a_deadline_and_a_death_are_named(ray_cluster: None) -> None:
         dying = await pool(1)
         with pytest.raises(TrainingError, match="echo actor 0: die: the actor died"):
             await dying.call("die")
+
+    asyncio.run(story())
+
+
+def test_errors_that_are_not_ours_come_as_what_they_are(ray_cluster: None) -> None:
+    async def story() -> None:
+        with pytest.raises(UserError, match=r"^embedder.model: no weights$"):
+            await Pool.start(UnreadyActor, (), ActorConfig(num_cpus=0.1), {}, ["DEFAULT"])
+        echoes = await pool(1)
+        with pytest.raises(OSError, match="No space left on device") as full:
+            await echoes.call("fill_the_disk")
+        assert full.value.filename == "/data/features"
+        with pytest.raises(
+            TrainingError, match="echo actor 0: wait_in_vain: TimeoutError: the store was silent"
+        ) as late:
+            await echoes.call("wait_in_vain")
+        log = re.search(r"its log is (\S+)/(\S+) on ", str(late.value))
+        assert log
+        assert list(Path(log[1]).glob(log[2]))
+
+    asyncio.run(story())
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_says_where(ray_cluster: None) -> None:
+    async def story() -> None:
+        with pytest.raises(KeyError) as caught:
+            await (await pool(1)).call("err")
+        assert 'raise KeyError("ours")' in str(caught.value)
+        assert re.match(r"echo actor 0: err; its log is ", caught.value.__notes__[0])
+
+    asyncio.run(story())
+
+
+def test_a_rank_that_died_is_named_and_not_the_connection_it_broke(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank, "BEHIND_A_FAULT", 60.0)
+    ranks = [ray.remote(num_cpus=0.1)(Rank).remote(number) for number in (0, 1)]
+    with pytest.raises(TrainingError, match="policy learner, rank 1: step: the actor died"):
+        asyncio.run(LearnerGroup("policy", ranks, LearnerConfig(deadline=60), steps=1).call("step"))
+
+
+def test_an_actor_that_does_not_see_the_cache_is_said_with_its_node(ray_cluster: None, tmp_path: Path) -> None:
+    async def story() -> None:
+        echoes = await pool(1)
+        with probe(DataConfig(cache=tmp_path / "cache")) as file:
+            await echoes.broadcast("__ray_call__", seen_by, file)
+        assert not [left for left in tmp_path.rglob("*") if left.is_file()]
+        node = ray.util.get_node_ip_address()
+        with pytest.raises(UserError, match=f"data.cache: {tmp_path / 'cache'} on node {node} is not the folder"):
+            await echoes.broadcast("__ray_call__", seen_by, file)  # which is gone, as on a node of another file system
 
     asyncio.run(story())

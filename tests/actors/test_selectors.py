@@ -23,7 +23,9 @@ def test_uniform_and_topk() -> None:
 
 @pytest.fixture(scope="module")
 def unet(ray_cluster: None) -> SelectorActor:
-    return SelectorActor(SelectorConfig(), SamplerConfig(channels=(8,)), 0, create_store("store-selector"))
+    actor = SelectorActor(SelectorConfig(), SamplerConfig(channels=(8,)), 0, create_store("store-selector"))
+    actor.ready()
+    return actor
 
 
 def test_draws(unet: SelectorActor) -> None:
@@ -68,6 +70,7 @@ def test_new_weights(ray_cluster: None) -> None:
 @pytest.mark.parametrize("kind", ["uniform", "topk"])
 def test_selectors_without_a_network(ray_cluster: None, kind: str) -> None:
     actor = SelectorActor(SelectorConfig(kind=kind), SamplerConfig(channels=(8,)), 0, create_store(f"store-{kind}"))
+    actor.ready()
     expected = {"uniform": uniform_frames(50, 8), "topk": topk_frames(SIMILARITY.mean(0), 8)}[kind]
     selection = actor.select(SIMILARITY, 8, 1)
     assert selection.frames == expected

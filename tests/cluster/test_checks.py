@@ -15,8 +15,7 @@ from rich.console import Console
 from cluster import checks
 from cluster.checks import check_inputs, load_questions, resolve
 from cluster.cli import TOY
-from cluster.config import ClusterConfig, Config, TrainConfig, load_config
-from cluster.connection import connect
+from cluster.config import Config, TrainConfig, load_config
 from cluster.train import QuestionStream, collect_step, leave_out
 from services.errors import UserError
 from services.schema import Group, Question
@@ -205,11 +204,6 @@ def test_groups_without_signal_are_made_up_for_by_other_questions() -> None:
     together = [group.question.id for group in groups]
     assert len(set(together)) == len(together), "no question twice in a step"
     assert len(step(1)) <= 4
-
-
-def test_a_dashboards_address_is_no_clusters() -> None:
-    with pytest.raises(UserError, match="http://127.0.0.1:8265 is a dashboard: `ray job submit` to it"):
-        connect(ClusterConfig(address="http://127.0.0.1:8265"))
 
 
 def test_no_question_left(tmp_path: Path) -> None:

@@ -117,6 +117,14 @@ def test_every_video_gives_its_frames_or_a_reason(undisturbed: Prepared, odds: d
     assert len(names(undisturbed.cache, "features")) == len(names(undisturbed.cache, "frames"))
 
 
+def test_a_clip_that_an_actor_cannot_load_is_named_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+    clip = make_model(tmp_path / "clip")
+    (clip / "open_clip_model.safetensors").unlink()
+    done = msjoe("prepare", folder / "plain.mp4", f"--cache={tmp_path}", f"--embedder.model={clip}")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert f"msjoe: CLIP model {clip}: no weights beside its config" in done.stderr
+
+
 def test_the_table_counts_what_the_summary_lists(undisturbed: Prepared) -> None:
     videos, console = undisturbed.videos.values(), undisturbed.done.stdout
     counts = undisturbed.counts()

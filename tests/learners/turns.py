@@ -17,7 +17,7 @@ from services.positions import mrope_positions, seconds_per_grid
 from services.schema import Turn, VisualInput
 from services.vision import FrameProcessor
 
-ENV = COMMON_ENV | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+ENV = COMMON_ENV | {"OMP_NUM_THREADS": "1"}
 
 
 def policy_samples(config: Config) -> tuple[PolicySample, ...]:

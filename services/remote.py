@@ -1,0 +1,63 @@
+"""One call of an actor, awaited with a deadline.
+
+Invariants: a call ends in its result, in an error that was meant for a person as it was raised (`UserError`, `VideoError`,
+`TrainingError`, an OSError that names its file), in a TrainingError that names the actor, the call, the cause and the
+actor's log, or, for a fault of ours, in the remote traceback with these as a note. The actor is told of a call that nobody
+waits for any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from services.errors import TrainingError, UserError, VideoError
+
+FOR_A_PERSON = (UserError, VideoError, TrainingError)
+CIRCUMSTANCES = (TimeoutError, ConnectionError, MemoryError, torch.OutOfMemoryError, ray.exceptions.RayError)
+"""Errors that a machine or a neighbour causes, whose type and message say enough without a traceback."""
+
+
+async def call(actor: ActorHandle, name: str, method: str, arguments: tuple[Any, ...], deadline: float) -> Any:
+    """The result of `method`, within `deadline` seconds. `name`: what the actor is called in errors."""
+    where = f"{name}: {method}"
+    reference = getattr(actor, method).remote(*arguments)
+    try:
+        return await asyncio.wait_for(reference, deadline)
+    except asyncio.CancelledError:
+        ray.cancel(reference)
+        raise
+    except ray.exceptions.RayTaskError as error:  # before TimeoutError: the actor's own arrives as both
+        cause = raised(error)
+        if isinstance(cause, FOR_A_PERSON) or (isinstance(cause, OSError) and cause.filename is not None):
+            raise cause from None
+        if isinstance(cause, CIRCUMSTANCES):
+            raise TrainingError(f"{where}: {type(cause).__name__}: {cause}; {log_of(actor)}") from None
+        error.add_note(f"{where}; {log_of(actor)}")
+        raise
+    except ray.exceptions.RayActorError as error:
+        raise TrainingError(f"{where}: the actor died: {error}; {log_of(actor)}") from None
+    except ray.exceptions.RayError as error:
+        raise TrainingError(f"{where}: {type(error).__name__}: {error}; {log_of(actor)}") from None
+    except TimeoutError:
+        ray.cancel(reference)
+        raise TrainingError(f"{where} was not done within {deadline:g} s; {log_of(actor)}") from None
+
+
+def raised(error: BaseException) -> BaseException:
+    """What was raised where the error began: the innermost of the task errors that Ray wrapped around it."""
+    while isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
+        error = error.cause
+    return error
+
+
+def log_of(actor: ActorHandle) -> str:
+    """Where the actor's log lies: node, file."""
+    known = ray._private.state.actors(actor._actor_id.hex())
+    node: Any = ray._private.worker.global_worker.node
+    log = f"{node.get_logs_dir_path()}/worker-*-{known['Pid']}.err"
+    return f"its log is {log} on {known['Address']['IPAddress']}"
