@@ -1,15 +1,16 @@
 """Odd input at random, seeded: what comes of it is what was asked for or a reason, and nothing else.
 
-    python -m benchmarks.fuzz videos --seed 0 --minutes 2
+    python -m benchmarks.fuzz videos|questions --seed 0 --minutes 2
 
 `videos`: sound videos of many containers with random bytes changed, cut out or doubled give frames or a reason through one
-`FrameCache`, never a traceback, a hang or another video's frames. Round `n` depends on the seed and `n` alone: `--first n`
-repeats it.
+`FrameCache`, never a traceback, a hang or another video's frames. `questions`: see `benchmarks.odd_cells`. Round `n` depends on
+the seed and `n` alone: `--first n` repeats it.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.odd_cells import fuzz_questions
 from services.errors import DecoderLost, VideoError
 from services.frames import FrameCache
 from tests.services.odd_videos import BT2100_PQ, picture, read_numbers, write_video
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--first", type=int, default=0, help="round to begin with")
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # rows that are left out
     until, outcomes = time.monotonic() + 60 * options.minutes, Counter[Outcome]()
     with tempfile.TemporaryDirectory() as folder:
         play = PARTS[options.part](Path(folder))
@@ -103,7 +106,10 @@ def fuzz_videos(folder: Path) -> Callable[[np.random.Generator], Outcome]:
     return play
 
 
-PARTS: dict[str, Callable[[Path], Callable[[np.random.Generator], Outcome]]] = {"videos": fuzz_videos}
+PARTS: dict[str, Callable[[Path], Callable[[np.random.Generator], Outcome]]] = {
+    "videos": fuzz_videos,
+    "questions": fuzz_questions,
+}
 """What makes a part's function, which plays one round, in a folder of its own."""
 
 

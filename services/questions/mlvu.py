@@ -42,7 +42,7 @@ TEST_OPTIONS = 6
 def _json(row: Row, place: Place) -> Question:
     task = text(row, "question_type")
     if row.get("candidates") is None:
-        raise NoQuestion(f"open-ended: the task {task} has no candidates")
+        raise NoQuestion(f"open-ended: the task {' '.join(task.split())} has no candidates")
     options, answer = texts(row, "candidates", may_be_empty=True), row.get("answer")
     unicode(answer, "answer")
     if unanswered(answer):
