@@ -13,7 +13,7 @@ from services.config import Section
 class LearnerConfig(Section):
     """What both learners share: DeepSpeed, optimizer, processes."""
 
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """AdamW learning rate: the highest, where `warmup_steps` and `schedule` change it."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Learning rate after the warm-up: as it is, or falling in a line or in half a cosine towards 0 after `train.steps`."""
@@ -113,7 +113,7 @@ class PolicyConfig(LearnerConfig):
 class SamplerConfig(LearnerConfig):
     """The 1-D U-Net and REINFORCE."""
 
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """AdamW learning rate: the highest, where `warmup_steps` and `schedule` change it."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's (ours): with this shorter memory of squared gradients the sampler learnt the toy world's rows sooner."""

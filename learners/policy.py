@@ -12,6 +12,7 @@ Shape letters: `L` tokens of the row, `N` response tokens of the micro-batch.
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,11 +102,17 @@ class PolicyLearner(LearnerRank):
 
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+        from transformers.utils import cached_file
 
         with torch.device("meta"):
             plain = Qwen2_5_VLForConditionalGeneration(AutoConfig.from_pretrained(self._model))
-        plain.save_pretrained(folder, state_dict=state)
+        # The config takes its dtype from the weights of `plain`.
+        plain.to(getattr(torch, self.dtype)).save_pretrained(folder, state_dict=state)
         AutoProcessor.from_pretrained(self._model).save_pretrained(folder)
+        # Made from the config, it would name one end token where the model has several.
+        generation = cached_file(self._model, "generation_config.json", _raise_exceptions_for_missing_entries=False)
+        if generation is not None:
+            shutil.copyfile(generation, folder / "generation_config.json")
 
     def update(self, samples: Sequence[PolicySample], step: int) -> dict[str, float]:
         """One optimizer step on the whole batch. Returns `policy/…` metrics; the means are over the tokens computed.

@@ -100,6 +100,7 @@ class LearnerRank(ABC):
 
     def __init__(self, config: LearnerConfig, rank: int, dtype: str = "float32") -> None:
         self.config, self.rank, self.dtype = config, rank, dtype
+        self._version = 0  # the newest published, or being published
 
     @abstractmethod
     def build(self) -> torch.nn.Module:
@@ -249,27 +250,44 @@ class LearnerRank(ABC):
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def publish(self, store: ActorHandle, version: int) -> int:
-        """Write the weights to the store as `version`, bucket by bucket; every rank takes part. Returns the bytes."""
+        """Write the weights to the store as `version`, bucket by bucket; every rank takes part. Returns the bytes.
+
+        Raises TrainingError naming a tensor that is not finite; then the version never appears.
+        """
+        self._version = version
         weights = {weight.name: weight for weight in self.publishable()}
         written = 0
         for index, names in enumerate(plan_buckets({name: weight.nbytes for name, weight in weights.items()})):
             with self._gathered([weights[name] for name in names]):
                 if self.rank == 0:
-                    tensors = ((name, weights[name].value()) for name in names)
+                    tensors = ((name, self._finite(weights[name])) for name in names)
                     written += write_bucket(store, self.network, version, index, tensors, self.config.deadline)
         if self.rank == 0:
             ray.get(store.commit.remote(self.network, version), timeout=self.config.deadline)
         return written
 
     def save(self, folder: str) -> None:
-        """Write the network into `folder`; every rank takes part, rank 0 writes."""
+        """Write the network into `folder`; every rank takes part, rank 0 writes.
+
+        Raises TrainingError naming a tensor that is not finite; then nothing is written.
+        """
         weights = self.publishable()
         with self._gathered(weights):
             if self.rank == 0:
-                state = {weight.name: weight.value().detach().cpu().clone() for weight in weights}
+                state = {weight.name: self._finite(weight).detach().cpu().clone() for weight in weights}
                 with writing(Path(folder)):
                     Path(folder).mkdir(parents=True, exist_ok=True)
                     self.save_network(Path(folder), state)
+
+    def _finite(self, weight: Published) -> torch.Tensor:
+        """Its value. Raises TrainingError when any of it is not finite."""
+        value = weight.value()
+        if not value.isfinite().all():
+            raise TrainingError(
+                f"{self.network} weights of version {self._version}: {weight.name} holds NaN or infinity, and so would all "
+                "that follows; a lower learning_rate, or a sound model to start from"
+            )
+        return value
 
     def _gathered(self, weights: Sequence[Published]) -> Any:
         import deepspeed

@@ -1,7 +1,7 @@
 """Checkpoints: `checkpoints/step-000123/` in the run's folder, holding both networks in their public formats.
 
-Invariant: a checkpoint's folder appears only whole; what a killed run left half-written is never taken for one and is
-removed by the next attempt.
+Invariant: a checkpoint's folder appears only whole; what an error left half-written is removed at once, what a killed run
+left is never taken for one and is removed by the next attempt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ def checkpoint_folder(run_dir: Path, step: int) -> Iterator[Path]:
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        yield partial
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 

@@ -54,6 +54,8 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
             ["--train.refills=2", "--sampler.objective=difficulty", "--policy.train=false"],
             "train.refills: with sampler",
         ),
+        (["--policy.learning_rate=inf"], "policy.learning_rate: Input should be a finite number"),
+        (["--sampler.learning_rate=2"], "sampler.learning_rate: Input should be less than or equal to 1"),
         (["--policy.dtype=bfloat16"], "policy: zero_stage 0 would add up bfloat16 gradients in bfloat16; zero_stage=1"),
         (["--policy.dual_clip=1"], "policy.dual_clip: Input should be greater than 1"),
         (["--policy.aggregation=mean"], "policy.aggregation: Input should be 'token-mean', 'seq-mean-token-mean' or"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import resource
 from collections.abc import Sequence
@@ -173,11 +174,23 @@ def test_lora_publishes_merged_weights_and_measures_kl_without_its_adapters(
     for name, tensor in published.items():
         assert (float((tensor - start[name]).abs().max()) > 1e-4) == (name in adapted), name
 
+    assert json.loads((tmp_path / "policy" / "config.json").read_text())["dtype"] == "float32"
+    end_tokens = [engine_end_tokens(folder) for folder in (toy_config.policy.model, tmp_path / "policy")]
+    assert end_tokens == [[609, 610], [609, 610]]
     merged = load_plain(tmp_path / "policy")
     for name, tensor in merged.named_parameters():
         torch.testing.assert_close(tensor, published[name], atol=0, rtol=0)
     again = reference_log_probs(merged, toy_config, samples[0]).detach()
     np.testing.assert_allclose(log_probs, again, atol=1e-4, rtol=0)
+
+
+def engine_end_tokens(folder: str | Path) -> Any:
+    """The tokens that end a reply, as vLLM reads them."""
+    from vllm.transformers_utils.config import try_get_generation_config
+
+    generation = try_get_generation_config(str(folder), trust_remote_code=False)
+    assert generation is not None
+    return generation.eos_token_id
 
 
 def test_sampler_ranks_and_zero_stages_take_the_same_step(ray_cluster: None) -> None:
@@ -193,8 +206,13 @@ def test_sampler_ranks_and_zero_stages_take_the_same_step(ray_cluster: None) -> 
     )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights(ray_cluster: None) -> None:
+def test_what_is_not_finite_stops_the_run_and_goes_nowhere(ray_cluster: None, tmp_path: Path) -> None:
     from learners.unet import make_sampler
+
+    def poison(rank: SamplerLearner) -> str:
+        name, parameter = list(rank.engine.module.named_parameters())[-1]
+        parameter.data[0] = torch.nan
+        return name
 
     async def story() -> None:
         config = SamplerConfig(channels=(8,), num_cpus=0.5)
@@ -205,8 +223,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_weights(ray_clus
             await learner.update(broken, 7)
         store = create_store("store-nan")
         await learner.publish(store)
+        name = await learner.call("__ray_call__", poison)
+        with pytest.raises(TrainingError, match=f"sampler weights of version 2: {re.escape(name)} holds NaN"):
+            await learner.publish(store)
+        with pytest.raises(TrainingError, match=f"sampler weights of version 2: {re.escape(name)} holds NaN"):
+            await learner.call("save", str(tmp_path / "sampler"))
+        assert not list(tmp_path.iterdir())
         start = make_sampler((8,), 0).state_dict()
-        for name, tensor in read_version(store, "sampler")[1]:
+        version, tensors = read_version(store, "sampler")
+        assert version == 1
+        for name, tensor in tensors:
             torch.testing.assert_close(tensor, start[name], atol=0, rtol=0)
 
     asyncio.run(story())

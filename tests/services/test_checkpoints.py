@@ -15,9 +15,13 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with checkpoint_folder(tmp_path, 9) as partial:
         (partial / "a").write_text("9")
         assert latest_checkpoint(tmp_path) is None
-    with pytest.raises(RuntimeError, match="killed"), checkpoint_folder(tmp_path, 10) as partial:
+    with pytest.raises(RuntimeError, match="not finite"), checkpoint_folder(tmp_path, 10) as partial:
         (partial / "half").write_text("10")
-        raise RuntimeError("killed")
+        raise RuntimeError("not finite")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000009"]
+    killed = tmp_path / "checkpoints" / "step-000010.partial"
+    killed.mkdir()
+    (killed / "half").write_text("10")
     newest = latest_checkpoint(tmp_path)
     assert newest is not None
     assert (newest.name, (newest / "a").read_text()) == ("step-000009", "9")
