@@ -41,9 +41,12 @@ def engine_env(config: RolloutConfig) -> dict[str, str]:
 
 
 class RolloutActor:
-    """One engine behind an async interface; many calls in flight share its batch."""
+    """One engine behind an async interface; many calls in flight share its batch. Its arguments are those of `_start`."""
 
-    def __init__(
+    def __init__(self, *arguments: Any) -> None:
+        self._arguments = arguments
+
+    def _start(
         self,
         model: str,
         dtype: Any,
@@ -93,7 +96,8 @@ class RolloutActor:
             self._update(newest.version)
 
     async def ready(self) -> int:
-        """Answers once the engine runs; the version it holds."""
+        """Start the engine, with the newest weights if there are any; the version it holds."""
+        await asyncio.to_thread(self._start, *self._arguments)  # vLLM runs event loops of its own
         return self.version
 
     async def generate(

@@ -12,12 +12,17 @@ from pathlib import Path
 import pytest
 import ray
 
-from actors.config import ActorConfig
+from actors.config import ActorConfig, EmbedderConfig, RolloutConfig, SelectorConfig
+from actors.embedder import EmbedderActor
 from actors.pool import Pool
+from actors.rollout import RolloutActor
+from actors.selectors import SelectorActor
 from learners import rank
-from learners.config import LearnerConfig
+from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
+from learners.policy import PolicyLearner
 from learners.rank import LearnerGroup
-from services.config import DataConfig
+from learners.sampler import SamplerLearner
+from services.config import DataConfig, FramesConfig
 from services.errors import TrainingError, UserError, VideoError
 from services.shared import probe, seen_by
 
@@ -156,3 +161,13 @@ def test_an_actor_that_does_not_see_the_cache_is_said_with_its_node(ray_cluster:
             await echoes.broadcast("__ray_call__", seen_by, file)  # which is gone, as on a node of another file system
 
     asyncio.run(story())
+
+
+def test_constructors_load_nothing(tmp_path: Path) -> None:
+    """What they raised would arrive as the actor's death; a call's error arrives whole."""
+    data, frames, store = DataConfig(cache=tmp_path), FramesConfig(), None
+    EmbedderActor("nowhere", EmbedderConfig(), data, frames)
+    SelectorActor(SelectorConfig(), SamplerConfig(checkpoint=tmp_path / "nowhere"), 0, store)  # type: ignore[arg-type]
+    RolloutActor("nowhere", "float32", RolloutConfig(), data, frames, store, "store")
+    PolicyLearner(PolicyConfig(), "nowhere", 1.0, data, frames, 0)
+    SamplerLearner(SamplerConfig(checkpoint=tmp_path / "nowhere"), 0, 0)
