@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.config import Section
 
@@ -17,7 +17,8 @@ class ActorConfig(Section):
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for one actor."""
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of one actor, 1 at most: a share, as 0.5, puts several on one card."""
+    """GPUs of one actor, 1 at most: a share, as 0.5, puts several on one card. Of a rollout actor with `tensor_parallel` above
+    1: GPUs of each of its workers."""
     threads: int = Field(default=1, ge=1)
     """torch / OpenMP threads of one actor."""
     deadline: float = Field(default=600.0, gt=0)
@@ -30,14 +31,21 @@ class ActorConfig(Section):
         """Where its tensors live: on a GPU only if one was asked for, whatever the machine has."""
         return "cuda" if self.num_gpus else "cpu"
 
+    @property
+    def actor_gpus(self) -> float:
+        """GPUs of the actor's own process."""
+        return self.num_gpus
+
 
 class RolloutConfig(ActorConfig):
     """vLLM engines."""
 
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs of one engine; above 1 its workers are Ray actors."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Sampling temperature of both turns; the learner divides its logits by it too."""
+    """Workers that share one engine's model. Above 1 each is a process of its own with `num_cpus` CPUs and `num_gpus` (1, or 0
+    on CPU) GPUs, beside the actor, who needs no GPU then."""
+    temperature: float = Field(default=1.0, ge=0.01)
+    """Sampling temperature of both turns; the learner divides its logits by it too. The engine samples at no lower one than
+    0.01."""
     query_tokens: int = Field(default=512, ge=1)
     """Longest reply of the query turn."""
     answer_tokens: int = Field(default=512, ge=1)
@@ -49,7 +57,19 @@ class RolloutConfig(ActorConfig):
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """Share of GPU memory that one engine takes."""
     cpu_kv_cache_gib: float = Field(default=1.0, gt=0)
-    """KV cache of an engine on CPU, GiB."""
+    """KV cache of each worker of an engine on CPU, GiB."""
+
+    @model_validator(mode="after")
+    def _workers_fit_their_bundles(self) -> RolloutConfig:
+        if self.tensor_parallel > 1 and not (self.num_gpus == 1 or (self.num_gpus == 0 and self.num_cpus <= 1)):
+            raise ValueError(
+                f"tensor_parallel={self.tensor_parallel}: a worker has num_gpus=1, or on CPU num_gpus=0 and at most 1 CPU"
+            )
+        return self
+
+    @property
+    def actor_gpus(self) -> float:
+        return 0.0 if self.tensor_parallel > 1 else self.num_gpus
 
 
 class EmbedderConfig(ActorConfig):

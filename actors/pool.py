@@ -40,7 +40,7 @@ class Pool:
         actors = [
             start.options(
                 num_cpus=config.num_cpus,
-                num_gpus=config.num_gpus,
+                num_gpus=config.actor_gpus,
                 scheduling_strategy=bundle,
                 runtime_env={"env_vars": dict(env)},
                 **options,

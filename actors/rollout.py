@@ -18,7 +18,7 @@ from actors.config import RolloutConfig
 from actors.engine_loop import EngineLoop
 from services.chat import Chat, Message
 from services.config import DataConfig, FramesConfig
-from services.errors import UserError
+from services.errors import TrainingError, UserError
 from services.frames import FrameCache, read_visual
 from services.schema import Turn, VisualInput
 from services.vision import PROCESSOR_KWARGS, engine_items, engine_names
@@ -26,11 +26,15 @@ from services.weights import POLICY
 
 PREFILL_TOKENS = 8192
 """Prompt tokens of one engine step, at least."""
+SHOWN = 40
+"""Characters of a reply that an error shows."""
 
 
 def engine_env(config: RolloutConfig) -> dict[str, str]:
-    """Environment of the actor's process; vLLM reads it when it is imported."""
+    """Environment of the actor's process and of its workers'; vLLM reads it when it is imported."""
+    workers = {"VLLM_RAY_BUNDLE_INDICES": ",".join(map(str, range(1, 1 + config.tensor_parallel)))}
     return {
+        **(workers if config.tensor_parallel > 1 else {}),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.cpu_kv_cache_gib))),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -66,12 +70,13 @@ class RolloutActor:
         self._config, self._params, self._refusal = config, SamplingParams, VLLMValidationError
         self._frames, self._chat = FrameCache.of(data, frames), Chat.of(model)
         on_cpu = config.num_gpus == 0
+        with_ray = "actors.cpu_executor.CpuRayExecutor" if on_cpu else "ray"
         engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=model,
                 dtype=dtype,
                 tensor_parallel_size=config.tensor_parallel,
-                distributed_executor_backend="uni" if config.tensor_parallel == 1 else "ray",
+                distributed_executor_backend="uni" if config.tensor_parallel == 1 else with_ray,
                 worker_extension_cls="services.weight_transfer.WeightTransferExtension",
                 weight_transfer_config=WeightTransferConfig(backend=BACKEND),
                 max_model_len=config.max_model_len,
@@ -105,7 +110,7 @@ class RolloutActor:
     ) -> Turn:
         """One reply to `messages`: sampled with its own `seed`, or the most probable tokens when it is None.
 
-        Raises UserError when the prompt does not fit `max_model_len`.
+        Raises UserError when the prompt does not fit `max_model_len`, TrainingError when a log-prob is not finite.
         """
         prompt: dict[str, Any] = {"prompt_token_ids": self._chat.encode(messages)}
         if visual is not None:
@@ -120,15 +125,20 @@ class RolloutActor:
         except self._refusal as error:
             raise UserError(f"the engine refuses the prompt: {error} (rollout.max_model_len is the limit)") from error
         reply = output.outputs[0]
+        log_probs = [step[token].logprob for step, token in zip(reply.logprobs, reply.token_ids, strict=True)]
+        version = int(reply.weight_versions[0].version)
+        if not np.isfinite(log_probs).all():
+            raise TrainingError(
+                f"the engine's log-probs of the reply {reply.text[:SHOWN]!r} are not finite: weights of version {version} "
+                "hold numbers that are not, or too large"
+            )
         return Turn(
             prompt_ids=np.asarray(output.prompt_token_ids, np.int32),
             response_ids=np.asarray(reply.token_ids, np.int32),
-            log_probs=np.asarray(
-                [step[token].logprob for step, token in zip(reply.logprobs, reply.token_ids, strict=True)], np.float32
-            ),
+            log_probs=np.asarray(log_probs, np.float32),
             text=reply.text,
             truncated=reply.finish_reason == "length",
-            version=int(reply.weight_versions[0].version),
+            version=version,
             visual=visual,
         )
 
@@ -142,7 +152,8 @@ class RolloutActor:
         engine.collective_rpc("start_weight_update")
         engine.collective_rpc("update_weights", kwargs={"update_info": {"version": version}})
         engine.collective_rpc("finish_weight_update")
-        engine.reset_prefix_cache()
+        if not engine.reset_prefix_cache():
+            raise TrainingError(f"the engine keeps a prefix cache of weights older than version {version}")
         engine.reset_mm_cache()
         engine.reset_encoder_cache()
         self._set_version(version)

@@ -14,7 +14,7 @@ from actors.prompts import answer_messages, query_messages
 from actors.selectors import uniform_frames
 from services.chat import Message
 from services.config import FramesConfig
-from services.errors import UserError
+from services.errors import TrainingError, UserError
 from services.frames import visual_input
 from services.questions.subtitles import Subtitle, overlapping, read_subtitles
 from services.schema import Question, Turn, Video, VisualInput
@@ -69,5 +69,5 @@ class Turns:
     ) -> Turn:
         try:
             return await self._rollouts.call("generate", messages, visual, max_tokens, seed)
-        except UserError as error:
-            raise UserError(f"question {question.id}: {error}") from None
+        except (UserError, TrainingError) as error:
+            raise type(error)(f"question {question.id}: {error}") from None

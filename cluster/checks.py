@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from actors.config import EmbedderConfig
+from actors.config import EmbedderConfig, RolloutConfig
 from cluster.config import Config
 from learners.rewards import own_terms
 from services.errors import UserError
@@ -85,7 +85,7 @@ def check_inputs(config: Config) -> None:
             f"sampler.checkpoint: {sampler} has no module_state.pkl; name a run's checkpoints/step-N/sampler"
         )
     if is_folder(model):
-        check_mllm(Path(model), on_cpu=config.rollout.num_gpus == 0)
+        check_mllm(Path(model), config.rollout)
     if is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():
         raise UserError(
             f"embedder.model: {clip} has no open_clip_config.json; name a folder saved by open_clip, or a model it knows"
@@ -101,7 +101,7 @@ def is_folder(model: str) -> bool:
     return False
 
 
-def check_mllm(folder: Path, on_cpu: bool) -> None:
+def check_mllm(folder: Path, rollout: RolloutConfig) -> None:
     """A Qwen2.5-VL in Hugging Face format, whole enough to roll out and to train."""
     needs = {
         "the model's config": ["config.json"],
@@ -124,10 +124,15 @@ def check_mllm(folder: Path, on_cpu: bool) -> None:
         raise UserError(f"policy.model: {folder} is a {shape.get('model_type')}; this version trains qwen2_5_vl")
     text = shape.get("text_config", shape)
     head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
-    if on_cpu and head_dim % CPU_HEAD_DIM:
+    if rollout.num_gpus == 0 and head_dim % CPU_HEAD_DIM:
         raise UserError(
             f"policy.model: {folder} has attention heads of {head_dim}; the CPU engine takes multiples of {CPU_HEAD_DIM}. "
             "Use another model, or a GPU (rollout.num_gpus=1)"
+        )
+    if text["num_attention_heads"] % rollout.tensor_parallel:
+        raise UserError(
+            f"rollout.tensor_parallel={rollout.tensor_parallel}: must divide the model's {text['num_attention_heads']} "
+            "attention heads"
         )
 
 

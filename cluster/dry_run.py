@@ -6,6 +6,7 @@ on lengths and are named, not guessed.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -31,12 +32,16 @@ def describe(config: Config, console: Console) -> None:
     console.print(
         Syntax(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), "yaml", background_color="default")
     )
-    bundles = Table("actor", "count", "CPUs each", "GPUs each", title="Placement plan", title_justify="left")
-    for bundle, count in Counter(plan(config)).items():
-        bundles.add_row(bundle.role, str(count), f"{bundle.num_cpus:g}", f"{bundle.num_gpus:g}")
-    cpus, gpus = sum(b.num_cpus for b in plan(config)), sum(b.num_gpus for b in plan(config))
+    bundles = Table("actor", "count", "CPUs each", "GPUs each", "placed", title="Placement plan", title_justify="left")
+    for group, count in Counter(plan(config)).items():
+        placed = f"{count} x {len(group)} together" if len(group) > 1 else "each alone"
+        for bundle, members in Counter(group).items():
+            cpus, gpus = f"{bundle.num_cpus:g}", f"{bundle.num_gpus:g}"
+            bundles.add_row(bundle.role, str(count * members), cpus, gpus, placed)
+    everyone = list(itertools.chain(*plan(config)))
+    cpus, gpus = (f"{sum(amounts):g}" for amounts in zip(*[(b.num_cpus, b.num_gpus) for b in everyone], strict=True))
     bundles.add_section()
-    bundles.add_row("all", str(len(plan(config))), f"{cpus:g}", f"{gpus:g}")
+    bundles.add_row("all", str(len(everyone)), cpus, gpus, "")
     console.print(bundles)
     memory = Table("what", "GiB", "how", title="Memory estimate", title_justify="left")
     for what, size, how in estimate(config):
@@ -65,7 +70,7 @@ def estimate(config: Config) -> list[tuple[str, float | None, str]]:
             + (
                 f"up to {config.rollout.gpu_memory_utilization:.0%} of the GPU"
                 if config.rollout.num_gpus
-                else f"{config.rollout.cpu_kv_cache_gib:g} GiB"
+                else f"{config.rollout.cpu_kv_cache_gib:g} GiB of each"
             ),
         )
     )

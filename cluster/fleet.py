@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.collector import Collector
 from actors.embedder import EmbedderActor
@@ -24,7 +25,7 @@ from actors.selectors import SelectorActor
 from actors.turns import Turns
 from cluster.config import Config
 from cluster.connection import COMMON_ENV, connect
-from cluster.placement import Placement, plan
+from cluster.placement import Placement, plan, plan_engines
 from learners.config import LearnerConfig
 from learners.policy import PolicyLearner
 from learners.rank import LearnerGroup, LearnerRank
@@ -78,9 +79,8 @@ async def rollout_pool(config: Config, report: Report) -> AsyncIterator[Pool]:
     """The rollout actors alone, with the MLLM as it was loaded; stopped at the end."""
     connect(config.cluster)
     try:
-        bundles = [bundle for bundle in plan(config) if bundle.role == "rollout"]
-        placement = await Placement.create(bundles, config.cluster.placement_deadline, report)
-        pool = await _start_rollouts(config, placement, *new_store())
+        placement = await Placement.create(plan_engines(config.rollout), config.cluster.placement_deadline, report)
+        pool = await start_rollouts(config, placement, *new_store())
         await check_cache(config, [pool])
         yield pool
     finally:
@@ -94,13 +94,14 @@ async def check_cache(config: Config, pools: Sequence[Pool], learner: LearnerGro
         await asyncio.gather(*asked, *([learner.call("__ray_call__", seen_by, file)] if learner else []))
 
 
-def new_store() -> tuple[ActorHandle, str]:
-    """A weight store of this run's own, and its name."""
+def new_store(bundle: PlacementGroupSchedulingStrategy | None = None) -> tuple[ActorHandle, str]:
+    """A weight store of this run's own, on the node of `bundle` if one is given, and its name."""
     name = f"weights-{uuid.uuid4().hex[:8]}"
-    return create_store(name), name
+    return create_store(name, bundle), name
 
 
-async def _start_rollouts(config: Config, placement: Placement, store: ActorHandle, store_name: str) -> Pool:
+async def start_rollouts(config: Config, placement: Placement, store: ActorHandle, store_name: str) -> Pool:
+    """The rollout actors, each with its engine, ready."""
     return await Pool.start(
         RolloutActor,
         (config.policy.model, config.policy.dtype, config.rollout, config.data, config.frames, store, store_name),
@@ -113,7 +114,9 @@ async def _start_rollouts(config: Config, placement: Placement, store: ActorHand
 
 async def start(config: Config, placement: Placement) -> Fleet:
     """Every actor at once; returns when all are ready."""
-    store, store_name = new_store()
+    # Beside the rank that writes to it: a version crosses the network only on its way to an engine.
+    writers = placement.of("policy") or placement.of("sampler")
+    store, store_name = new_store(writers[0] if writers else None)
     seed, models = config.train.seed, (config.policy.model, config.embedder.model)
 
     def env(threads: int) -> dict[str, str]:
@@ -133,7 +136,7 @@ async def start(config: Config, placement: Placement) -> Fleet:
         return None
 
     rollouts, embedders, selectors, policy, sampler = await asyncio.gather(
-        _start_rollouts(config, placement, store, store_name),
+        start_rollouts(config, placement, store, store_name),
         Pool.start(
             EmbedderActor,
             (models[1], config.embedder, config.data, config.frames),

@@ -1,28 +1,34 @@
-"""Which actor sits where: the plan of a config, and its placement group.
+"""Which actor sits where: the plan of a config, and the placement groups it becomes.
 
-Invariants: the plan is a pure function of the config, so `--dry-run` shows exactly what a run asks for; waiting for room has
-a deadline, and its error names the bundles that no node can hold.
+Invariants: the plan is a pure function of the config, so `--dry-run` shows exactly what a run asks for; what works closely
+together is one group, packed on a node where one has room: all learners, or an engine and its workers; every other actor is a
+group of its own, so that none waits for another's room; waiting for room has a deadline, and its error names the bundles that
+no node can hold.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.config import ActorConfig
+from actors.config import ActorConfig, RolloutConfig
 from cluster.config import Config
-from learners.config import LearnerConfig
 from services.errors import TrainingError
+
+INTERVAL = 10.0
+"""Seconds between two words about what is waited for."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Room for one actor."""
+    """Room for one process."""
 
     role: str
     num_cpus: float
@@ -34,16 +40,29 @@ class Bundle:
         return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
 
 
-def plan(config: Config) -> list[Bundle]:
-    """One bundle an actor, in the order they are started."""
-    roles: list[tuple[str, ActorConfig | LearnerConfig, int]] = [
-        ("rollout", config.rollout, config.rollout.replicas),
-        ("embedder", config.embedder, config.embedder.replicas),
-        ("selector", config.selector, config.selector.replicas),
-        ("policy", config.policy, config.policy.world_size if config.policy.train else 0),
-        ("sampler", config.sampler, config.sampler.world_size if config.selector.kind == "unet" else 0),
+Group = tuple[Bundle, ...]
+"""Bundles that are placed together."""
+
+
+def plan(config: Config) -> list[Group]:
+    """Every group; the learners first, who need the most room in one place."""
+    policy, sampler = config.policy, config.sampler
+    learners = (Bundle("policy", policy.num_cpus, policy.num_gpus),) * (policy.world_size if policy.train else 0)
+    if config.selector.kind == "unet":
+        learners += (Bundle("sampler", sampler.num_cpus, sampler.num_gpus),) * sampler.world_size
+    others: list[tuple[str, ActorConfig]] = [("embedder", config.embedder), ("selector", config.selector)]
+    return [
+        *([learners] if learners else []),
+        *plan_engines(config.rollout),
+        *[(Bundle(role, part.num_cpus, part.num_gpus),) for role, part in others for _ in range(part.replicas)],
     ]
-    return [Bundle(role, part.num_cpus, part.num_gpus) for role, part, count in roles for _ in range(count)]
+
+
+def plan_engines(config: RolloutConfig) -> list[Group]:
+    """A group for each engine: its actor, and with tensor parallelism a bundle for each of its workers."""
+    worker = Bundle("rollout worker", config.num_cpus, config.num_gpus)
+    workers = (worker,) * config.tensor_parallel if config.tensor_parallel > 1 else ()
+    return [(Bundle("rollout", config.num_cpus, config.actor_gpus), *workers)] * config.replicas
 
 
 def misfits(bundles: Iterable[Bundle], nodes: Iterable[Mapping[str, float]]) -> list[Bundle]:
@@ -57,35 +76,43 @@ def misfits(bundles: Iterable[Bundle], nodes: Iterable[Mapping[str, float]]) -> 
 
 
 class Placement:
-    """A placement group with one bundle an actor."""
+    """The placement groups of a plan. Each of its bundles is room for the actor of that role, in the plan's order."""
 
-    def __init__(self, bundles: list[Bundle], group: PlacementGroup) -> None:
-        self._bundles, self.group = bundles, group
+    def __init__(self, plan: Sequence[Group]) -> None:
+        self._plan = plan
+        self._groups = [placement_group([bundle.resources for bundle in group], strategy="PACK") for group in plan]
 
     @classmethod
-    async def create(cls, bundles: list[Bundle], deadline: float, report: Callable[[str], None]) -> Placement:
+    async def create(cls, plan: Sequence[Group], deadline: float, report: Callable[[str], None]) -> Placement:
         """Wait for room, telling `report` meanwhile. Raises TrainingError past the deadline."""
-        group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
-        waited = 0.0
-        while waited < deadline:
-            interval = min(10.0, deadline - waited)
-            if await asyncio.to_thread(group.wait, interval):
-                return cls(bundles, group)
-            waited += interval
-            report(f"waiting for room in the cluster, {waited:.0f} of {deadline:.0f} s: {_shortage(bundles)}")
-        ray.util.remove_placement_group(group)
-        raise TrainingError(f"the cluster had no room for this run within {deadline:.0f} s: {_shortage(bundles)}")
+        placement, start = cls(plan), time.monotonic()
+        bundles = list(itertools.chain(*plan))
+        for group in placement._groups:
+            while not await asyncio.to_thread(group.wait, min(INTERVAL, deadline)):
+                if (waited := time.monotonic() - start) >= deadline:
+                    placement.remove()
+                    raise TrainingError(
+                        f"the cluster had no room for this run within {deadline:.0f} s: {_shortage(bundles)}"
+                    )
+                report(f"waiting for room in the cluster, {waited:.0f} of {deadline:.0f} s: {_shortage(bundles)}")
+        return placement
 
     def of(self, role: str) -> list[PlacementGroupSchedulingStrategy]:
         """Where the actors of a role go."""
         return [
-            PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=index)
-            for index, bundle in enumerate(self._bundles)
+            PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+            for group, bundles in zip(self._groups, self._plan, strict=True)
+            for index, bundle in enumerate(bundles)
             if bundle.role == role
         ]
 
+    def remove(self) -> None:
+        """Give all room back."""
+        for group in self._groups:
+            ray.util.remove_placement_group(group)
 
-def _shortage(bundles: list[Bundle]) -> str:
+
+def _shortage(bundles: Sequence[Bundle]) -> str:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if too_big := misfits(bundles, nodes):
         return "no node can hold " + ", ".join(f"{bundle.role} {bundle.resources}" for bundle in too_big)

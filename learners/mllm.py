@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from learners.config import PolicyConfig
 from learners.packing import ATTENTION, Family, Span, packed_attention
+from services.errors import UserError
 
 LOGIT_CHUNK = 256
 """Response tokens whose logits exist at once."""
@@ -30,13 +31,21 @@ def count_chunks(families: Sequence[Family]) -> int:
 
 
 def load_mllm(model: str, dtype: str, config: PolicyConfig) -> Any:
-    """The MLLM of a folder or hub name, packed attention in its language model, frozen and adapted as `config` says."""
+    """The MLLM of a folder or hub name, packed attention in its language model, frozen and adapted as `config` says.
+
+    Raises UserError for a head that is tied by the config and not by the weights: an engine would use the embedding.
+    """
     from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
     AttentionInterface.register(ATTENTION, packed_attention)
     mllm = Qwen2_5_VLForConditionalGeneration.from_pretrained(
         model, dtype=getattr(torch, dtype), attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"}
     )
+    if mllm.config.tie_word_embeddings and mllm.lm_head.weight is not mllm.get_input_embeddings().weight:
+        raise UserError(
+            f"policy.model: the config of {model} says that the head is the embedding (tie_word_embeddings), but its weights "
+            "hold another lm_head; remove that, or set tie_word_embeddings to false"
+        )
     return prepare_mllm(mllm, config)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 import torch
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from services.errors import TrainingError
 
@@ -100,10 +101,13 @@ class WeightStore:
         return versions.get(max(versions, default=-1) if version is None else version)
 
 
-def create_store(name: str) -> ActorHandle:
-    """Start the store under `name`, so that engines' worker processes find it with `ray.get_actor`."""
+def create_store(name: str, bundle: PlacementGroupSchedulingStrategy | None = None) -> ActorHandle:
+    """Start the store under `name`, so that engines' worker processes find it with `ray.get_actor`.
+
+    `bundle`: the room whose node it shares, of which it takes nothing.
+    """
     actor: Any = ray.remote(WeightStore)
-    return actor.options(name=name, num_cpus=0, max_concurrency=8).remote()
+    return actor.options(name=name, num_cpus=0, max_concurrency=8, scheduling_strategy=bundle).remote()
 
 
 def write_bucket(

@@ -97,6 +97,12 @@ def test_heads_the_cpu_engine_cannot_run(mllm: Path, toy_config: Config) -> None
     check_inputs(with_model(on_gpu, mllm))
 
 
+def test_workers_that_cannot_share_the_heads(toy_config: Config) -> None:
+    rollout = toy_config.rollout.model_copy(update={"tensor_parallel": 3})
+    with pytest.raises(UserError, match="rollout.tensor_parallel=3: must divide the model's 4 attention heads"):
+        check_inputs(toy_config.model_copy(update={"rollout": rollout}))
+
+
 def test_another_kind_of_model(mllm: Path, toy_config: Config) -> None:
     shape = json.loads((mllm / "config.json").read_text())
     (mllm / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))

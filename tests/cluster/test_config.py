@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -205,17 +206,38 @@ def test_every_field_has_a_docstring_and_stands_in_the_help() -> None:
 
 def test_the_plan_holds_one_bundle_an_actor() -> None:
     config = load_config(RECIPES / "qwen2_5_vl_7b.yaml")
-    roles = [bundle.role for bundle in plan(config)]
-    assert {role: roles.count(role) for role in roles} == {
+    bundles = [bundle for group in plan(config) for bundle in group]
+    assert Counter(bundle.role for bundle in bundles) == {
         "rollout": 3,
         "embedder": 1,
         "selector": 1,
         "policy": 4,
         "sampler": 1,
     }
-    assert sum(bundle.num_gpus for bundle in plan(config)) <= 8
+    assert sum(bundle.num_gpus for bundle in bundles) <= 8
+    assert sorted(map(len, plan(config))) == [1, 1, 1, 1, 1, 5], "the learners are a gang, all others alone"
     stage_1 = load_config(TOY, ["--policy.train=false"])
-    assert "policy" not in [bundle.role for bundle in plan(stage_1)]
+    assert "policy" not in [bundle.role for group in plan(stage_1) for bundle in group]
+
+
+def test_each_engine_has_bundles_of_its_own_for_its_workers() -> None:
+    config = load_config(RECIPES / "qwen2_5_vl_7b.yaml", ["--rollout.tensor_parallel=2", "--rollout.replicas=2"])
+    engines = [group for group in plan(config) if group[0].role == "rollout"]
+    worker = Bundle("rollout worker", 8, 1)
+    assert engines == [(Bundle("rollout", 8, 0), worker, worker)] * 2
+
+
+@pytest.mark.parametrize("mistake", ["--rollout.num_gpus=2", "--rollout.num_gpus=0.5", "--rollout.num_gpus=0"])
+def test_a_worker_has_one_gpu_or_one_cpu(mistake: str) -> None:
+    with pytest.raises(UserError, match="tensor_parallel=2: a worker has num_gpus=1, or on CPU num_gpus=0 and at most"):
+        load_config(RECIPES / "qwen2_5_vl_7b.yaml", ["--rollout.tensor_parallel=2", mistake])
+
+
+def test_the_temperature_is_one_the_engine_samples_at() -> None:
+    """Below it the engine samples at 0.01 while the learner divides by what was given."""
+    with pytest.raises(UserError, match="rollout.temperature"):
+        load_config(TOY, ["--rollout.temperature=0.005"])
+    assert load_config(TOY, ["--rollout.temperature=0.01"]).rollout.temperature == 0.01
 
 
 def test_bundles_that_fit_nowhere_are_named() -> None:

@@ -77,6 +77,8 @@ class Story:
     too_long: str
     """What was said of a question whose prompt does not fit, while another one was being answered."""
     accidents: Accidents
+    rooms: list[str]
+    """Placement groups of the weight store, of the policy's rank and of an engine."""
 
 
 def turns(groups: Sequence[Group]) -> list[PolicySample]:
@@ -149,6 +151,10 @@ def unfinished(actor: RolloutActor) -> int:
     return engine_of(actor).get_num_unfinished_requests()
 
 
+def room(_: Any) -> str:
+    return ray.get_runtime_context().get_placement_group_id()
+
+
 async def have_accidents(fleet: Fleet, prompt: Callable[[], Awaitable[Turn]]) -> Accidents:
     (actor,) = fleet.rollouts.actors
 
@@ -217,7 +223,9 @@ async def tell(config: Config, subtitles: Path) -> Story:
     assert isinstance(refused, UserError)
     assert isinstance(answered, list)
     accidents = await have_accidents(fleet, fixed_prompt)
-    ray.util.remove_placement_group(placement.group)
+    placed = (fleet.store, fleet.policy._ranks[0], fleet.rollouts.actors[0])
+    rooms = [await actor.__ray_call__.remote(room) for actor in placed]
+    placement.remove()
     return Story(
         first,
         first_by_learner,
@@ -234,6 +242,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
         other_vision,
         str(refused),
         accidents,
+        rooms,
     )
 
 
@@ -357,3 +366,8 @@ def test_a_failed_step_and_a_caller_who_gave_up_leave_an_engine_that_serves(stor
     assert accidents.steps_after_cancel == 1, "the step that had begun; the request did not run to its end"
     assert log_prob_gap(story.other_vision, accidents.afterwards) == 0
     assert accidents.unfinished == 0
+
+
+def test_the_weight_store_sits_beside_the_rank_that_writes_to_it(story: Story) -> None:
+    store, rank, engine = story.rooms
+    assert store == rank != engine

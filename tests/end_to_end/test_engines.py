@@ -1,0 +1,216 @@
+"""Engines follow a learner: a model whose head is its embedding, one worker and two, versions that are incomplete or broken."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.actor import ActorHandle
+from safetensors.torch import load_file, save_file
+
+from actors.prompts import answer_messages
+from cluster.checks import load_questions
+from cluster.config import Config
+from cluster.dry_run import count_parameters
+from cluster.fleet import new_store, start_rollouts
+from cluster.placement import Placement, plan_engines
+from learners.credit import PolicySample
+from learners.mllm import load_mllm
+from learners.policy import PolicyLearner
+from learners.rank import LearnerGroup
+from services.errors import TrainingError, UserError
+from services.frames import FrameCache, visual_input
+from services.schema import Question, Turn, VisualInput
+from services.weights import POLICY, read_version, write_bucket
+from tests.learners.turns import ENV, load_plain, policy_samples
+
+UPDATES = 3
+EMBEDDING = "model.language_model.embed_tokens.weight"
+
+
+@dataclass
+class Story:
+    """What became of one learner's versions."""
+
+    config: Config
+    published: set[str]
+    """Names in the last version."""
+    one_worker: list[Turn]
+    """The fixed prompt under each version."""
+    by_learner: list[np.ndarray]
+    incomplete: dict[str, str]
+    """What was said of a version that lacks a weight, by its name."""
+    healed: Turn
+    """The last version again, after those."""
+    broken: str
+    """What was said of the reply under a weight that is not a number."""
+    two_workers: list[Turn]
+    """An engine started from what the learner saved, under that and under one version more."""
+    two_by_learner: np.ndarray
+    """The learner's log-probs of the last reply."""
+    saved: Path
+
+
+def tie(source: str, folder: Path) -> None:
+    """The model of `source` with its head for an embedding too."""
+    from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+    shape = AutoConfig.from_pretrained(source)
+    shape.tie_word_embeddings = True
+    state = load_plain(source).state_dict()
+    state[EMBEDDING] = state.pop("lm_head.weight")
+    tied = Qwen2_5_VLForConditionalGeneration(shape)
+    assert tied.load_state_dict(state, strict=False).unexpected_keys == []
+    tied.save_pretrained(folder)
+    AutoProcessor.from_pretrained(source).save_pretrained(folder)
+
+
+class Engine:
+    """One engine in a placement of its own, and one prompt to ask it."""
+
+    def __init__(self, config: Config, question: Question, visual: VisualInput) -> None:
+        self._config, self._prompt = config, (answer_messages(question), visual, 24, 7)
+
+    async def __aenter__(self) -> Engine:
+        self._placement = await Placement.create(plan_engines(self._config.rollout), 120, print)
+        self.store, name = new_store()
+        self._pool = await start_rollouts(self._config, self._placement, self.store, name)
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self._placement.remove()
+
+    async def ask(self) -> Turn:
+        return await self._pool.call("generate", *self._prompt)
+
+    async def pull(self, version: int) -> None:
+        await self._pool.broadcast("pull", version)
+
+
+def write(store: ActorHandle, version: int, tensors: dict[str, torch.Tensor]) -> Any:
+    write_bucket(store, POLICY, version, 0, tensors.items(), 60)
+    return store.commit.remote(POLICY, version)
+
+
+async def refusal(call: Any) -> str:
+    with pytest.raises(TrainingError) as caught:
+        await call
+    return str(caught.value)
+
+
+async def tell(toy: Config, tmp_path: Path) -> Story:
+    tie(toy.policy.model, tmp_path / "tied")
+    policy = toy.policy.model_copy(
+        update={"model": str(tmp_path / "tied"), "num_cpus": 0.5, "learning_rate": 1e-3, "mismatch_limit": 1e9}
+    )
+    config = toy.model_copy(update={"policy": policy})
+    cache = FrameCache.of(config.data, config.frames)
+    question = load_questions(config)[0]
+    video = cache.prepare(question.video)
+    cache.close()
+    visual = visual_input(video, (1, 5, 9, 12), config.frames.tokens_per_frame)
+    samples = policy_samples(config)
+    arguments = (policy, policy.model, 1.0, config.data, config.frames)
+    learner = await LearnerGroup.start(PolicyLearner, arguments, policy, ENV, ["DEFAULT"])
+
+    async def log_probs(turn: Turn) -> np.ndarray:
+        return (await learner.call("log_probs", [PolicySample("the prompt", turn, 1.0, 1.0)]))[0]
+
+    async def follow(engine: Engine) -> Turn:
+        """A step of the learner, published and taken in."""
+        await learner.update(samples, learner.version + 1)
+        await learner.publish(engine.store)
+        await engine.pull(learner.version)
+        return await engine.ask()
+
+    async with Engine(config, question, visual) as engine:
+        turns = [await engine.ask()]
+        by_learner = [await log_probs(turns[0])]
+        for _ in range(UPDATES):
+            turns.append(await follow(engine))
+            by_learner.append(await log_probs(turns[-1]))
+        whole = {name: tensor.clone() for name, tensor in read_version(engine.store, POLICY)[1]}
+        incomplete = {}
+        for name in (f"model.language_model.layers.1.{part}.weight" for part in ("self_attn.k_proj", "mlp.down_proj")):
+            await write(engine.store, 10, {key: tensor for key, tensor in whole.items() if key != name})
+            incomplete[name] = await refusal(engine.pull(10))
+        await write(engine.store, 11, whole)
+        await engine.pull(11)
+        healed = await engine.ask()
+        spoilt = whole[EMBEDDING].clone()
+        spoilt[20, 3] = torch.nan
+        await write(engine.store, 12, whole | {EMBEDDING: spoilt})
+        await engine.pull(12)
+        broken = await refusal(engine.ask())
+
+    await learner.call("save", str(tmp_path / "saved"))
+    rollout = config.rollout.model_copy(update={"tensor_parallel": 2, "num_cpus": 0.5})
+    saved = policy.model_copy(update={"model": str(tmp_path / "saved")})
+    two = config.model_copy(update={"policy": saved, "rollout": rollout})
+    async with Engine(two, question, visual) as engine:
+        two_workers = [await engine.ask(), await follow(engine)]
+        two_by_learner = await log_probs(two_workers[1])
+    return Story(
+        config, set(whole), turns, by_learner, incomplete, healed, broken, two_workers, two_by_learner,
+        tmp_path / "saved",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def story(ray_cluster: None, toy_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return asyncio.run(tell(toy_config, tmp_path_factory.mktemp("engines")))
+
+
+def test_a_tied_head_follows_its_embedding(story: Story) -> None:
+    assert EMBEDDING in story.published
+    assert "lm_head.weight" not in story.published
+    assert [turn.version for turn in story.one_worker] == list(range(UPDATES + 1))
+    for turn, log_probs in zip(story.one_worker, story.by_learner, strict=True):
+        np.testing.assert_allclose(turn.log_probs, log_probs, atol=1e-4, rtol=0)
+    moved = [
+        np.abs(one.log_probs[0] - other.log_probs[0])
+        for one, other in zip(story.one_worker, story.one_worker[1:], strict=False)
+    ]
+    assert max(moved) > 1e-3, "updates that change nothing prove nothing"
+
+
+def test_a_version_that_lacks_a_weight_is_refused_by_the_layers_name_and_the_next_whole_one_heals(story: Story) -> None:
+    for name, message in story.incomplete.items():
+        layer = name.removeprefix("model.language_model.").removesuffix(".weight").replace("k_proj", "qkv_proj")
+        assert message == f"policy weights of version 10 lack part of language_model.model.{layer}"
+    np.testing.assert_array_equal(story.healed.response_ids, story.one_worker[-1].response_ids)
+    np.testing.assert_array_equal(story.healed.log_probs, story.one_worker[-1].log_probs)
+
+
+def test_log_probs_that_are_not_finite_are_an_error_that_names_version_and_reply(story: Story) -> None:
+    assert "version 12" in story.broken, story.broken
+    assert "not finite" in story.broken
+
+
+def test_what_was_saved_of_a_tied_model_is_whole(story: Story) -> None:
+    again = load_plain(story.saved)
+    assert again.lm_head.weight is again.model.language_model.embed_tokens.weight
+    assert count_parameters(story.config)[0] == sum(parameter.numel() for parameter in again.parameters())
+
+
+def test_a_head_that_only_the_config_ties_is_refused(story: Story, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(story.saved, tmp_path / "stale"))
+    weights = load_file(folder / "model.safetensors")
+    (embedding,) = [tensor for name, tensor in weights.items() if name.endswith("embed_tokens.weight")]
+    save_file(weights | {"lm_head.weight": embedding + 1}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="tie_word_embeddings.*but its weights hold another lm_head"):
+        load_mllm(str(folder), "float32", story.config.policy)
+
+
+def test_an_engine_of_two_workers_agrees_with_one_and_takes_updates_in(story: Story) -> None:
+    started, updated = story.two_workers
+    np.testing.assert_array_equal(started.response_ids, story.healed.response_ids)
+    np.testing.assert_allclose(started.log_probs, story.healed.log_probs, atol=1e-4, rtol=0)
+    assert (started.version, updated.version) == (0, UPDATES + 1)
+    np.testing.assert_allclose(updated.log_probs, story.two_by_learner, atol=1e-4, rtol=0)
