@@ -8,6 +8,7 @@ from pathlib import Path
 from actors.config import EmbedderConfig, RolloutConfig
 from cluster.config import Config
 from learners.rewards import own_terms
+from services.checkpoints import load_sampler
 from services.errors import UserError
 from services.questions import read_questions
 from services.questions.subtitles import read_subtitles
@@ -79,11 +80,8 @@ def check_inputs(config: Config) -> None:
         file: Path | None = getattr(config.data, field)
         if file is not None and not file.is_file():
             raise UserError(f"data.{field}: {file}: no such file; name a file of questions (docs/data.md)")
-    sampler = config.sampler.checkpoint
-    if sampler is not None and not (sampler / "module_state.pkl").is_file():
-        raise UserError(
-            f"sampler.checkpoint: {sampler} has no module_state.pkl; name a run's checkpoints/step-N/sampler"
-        )
+    if config.sampler.checkpoint is not None:
+        load_sampler(config.sampler.checkpoint, config.sampler.channels)
     if is_folder(model):
         check_mllm(Path(model), config.rollout)
     if is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():

@@ -17,6 +17,7 @@ from learners.config import SamplerConfig
 from learners.credit import SamplerSample
 from learners.plackett_luce import entropy, independent_log_prob, log_prob
 from learners.rank import LearnerRank, Published, plan_micro_batches
+from services.checkpoints import save_sampler
 from services.weights import SAMPLER
 
 
@@ -49,9 +50,10 @@ class SamplerLearner(LearnerRank):
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         from learners.unet import make_sampler
 
+        save_sampler(folder, self.config.channels, state)
         module = make_sampler(self.config.channels, self._seed)
         module.load_state_dict(state)
-        module.save_to_path(folder)
+        module.save_to_path(folder / "rllib")  # for others: it holds pickles, and is never read here
 
     def update(self, samples: Sequence[SamplerSample], step: int) -> dict[str, float]:
         """One optimizer step on all samples. Returns `sampler/…` metrics."""

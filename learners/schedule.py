@@ -16,7 +16,7 @@ def learning_rates(config: LearnerConfig, steps: int) -> Callable[[int], float]:
     """From the number of a step, 1…`steps`, to its learning rate.
 
     It rises evenly to `config.learning_rate` at step `config.warmup_steps`; then it stays there, or falls, in a line or in half
-    a cosine, towards the 0 that comes at 0 one step after the last.
+    a cosine, towards 0 one step after the last.
     """
     from transformers import get_scheduler  # seconds, and loaded by others already
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
+from services.checkpoints import load_sampler
 from services.errors import UserError
 from services.schema import MAX_QUERIES
 
@@ -79,7 +80,6 @@ class UNetSampler(TorchRLModule):
 
     `model_config={"channels": [...]}` gives the channels of each level, top to bottom; every level but the last halves
     the time axis. One block a level on the way down and up, two at the bottom: (64, 128, 256) has 2.1M parameters.
-    Checkpoints (`save_to_path`, `from_checkpoint`) are RLlib's.
     """
 
     model_config: dict[str, Any]
@@ -128,15 +128,10 @@ class UNetSampler(TorchRLModule):
         logits_BT = LOGIT_SCALE * self.head(self.norm(x_BCT, mask_B1T))[:, 0, :num_frames]
         return {"logits": logits_BT.masked_fill(~frame_mask_BT, -torch.inf)}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Load what `get_state` returned. RuntimeError when a weight is missing, unknown or of another shape (RLlib's
-        own method ignores the first two)."""
-        self.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()}, strict=True)
-
 
 def make_sampler(channels: Sequence[int], seed: int, checkpoint: Path | None = None) -> UNetSampler:
     """A network on the CPU: with the weights of `checkpoint`, or fresh ones that `seed` alone decides; no global random state
-    changes. UserError when the checkpoint is one of other channels.
+    changes. UserError when the checkpoint is none of this network.
 
     The spaces RLlib asks for are per frame: 4 cosines seen, drawn or not.
     """
@@ -149,10 +144,10 @@ def make_sampler(channels: Sequence[int], seed: int, checkpoint: Path | None = N
         )
         if checkpoint is not None:
             try:
-                network.restore_from_path(checkpoint)
+                network.load_state_dict(load_sampler(checkpoint, channels))
             except RuntimeError as error:
                 raise UserError(
-                    f"sampler.checkpoint: {checkpoint} is no sampler of {list(channels)} channels"
+                    f"sampler.checkpoint: {checkpoint} holds another network's weights; name another"
                 ) from error
     return network
 

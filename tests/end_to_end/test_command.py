@@ -134,7 +134,7 @@ def test_a_checkpoint_is_in_public_formats(twins: tuple[Path, Path]) -> None:
     assert checkpoint is not None
     Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint / "policy")
     assert AutoProcessor.from_pretrained(checkpoint / "policy").tokenizer.chat_template
-    sampler = RLModule.from_checkpoint(checkpoint / "sampler")
+    sampler = RLModule.from_checkpoint(checkpoint / "sampler" / "rllib")
     assert any(parameter.abs().sum() > 0 for name, parameter in sampler.named_parameters() if "head" in name)
 
 
@@ -195,7 +195,10 @@ def test_report_is_made_anew(twins: tuple[Path, Path]) -> None:
         (["train", "nothing.yaml"], "nothing.yaml: no such recipe; the shipped ones"),
         (["train", "--policy.model=x/y/z"], "x/y/z: no such model folder"),
         (["train", "--data.questions=none.parquet"], "data.questions: none.parquet: no such file"),
-        (["train", "--sampler.checkpoint=none"], "sampler.checkpoint: none has no module_state.pkl"),
+        (
+            ["train", "--sampler.checkpoint=none"],
+            "sampler.checkpoint: none has no config.json and no model.safetensors",
+        ),
         (["report", "nowhere"], "nowhere: not a run's folder"),
     ],
 )

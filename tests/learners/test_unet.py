@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from learners.unet import LOGIT_SCALE, UNetSampler, collate, features, make_sampler
+from services.checkpoints import save_sampler
 from services.errors import UserError
 
 CHANNELS = (8, 16, 24)
@@ -105,25 +109,41 @@ def test_missing_query_is_told_from_a_zero_row(trained: UNetSampler) -> None:
     assert (out[0] - out[1]).abs().max() > 1e-3
 
 
-def test_checkpoint_round_trip(trained: UNetSampler, tmp_path) -> None:
-    trained.save_to_path(tmp_path / "sampler")
-    restored = UNetSampler.from_checkpoint(tmp_path / "sampler")
+def test_checkpoint_round_trip(trained: UNetSampler, tmp_path: Path) -> None:
+    save_sampler(tmp_path, CHANNELS, trained.state_dict())
     batch = collate([rows(4, 23)])
-    assert isinstance(restored, UNetSampler)
-    assert torch.equal(logits(restored, batch), logits(trained, batch))
-    started = make_sampler(CHANNELS, 5, tmp_path / "sampler")
-    assert torch.equal(logits(started, batch), logits(trained, batch))
-    with pytest.raises(UserError, match=r"sampler\.checkpoint: .*sampler is no sampler of \[8\] channels"):
-        make_sampler((8,), 0, tmp_path / "sampler")
+    assert torch.equal(logits(make_sampler(CHANNELS, 5, tmp_path), batch), logits(trained, batch))
+    with pytest.raises(UserError, match=r"has channels \[8, 16, 24\]; set sampler.channels=\[8, 16, 24\]"):
+        make_sampler((8,), 0, tmp_path)
+    save_sampler(tmp_path, CHANNELS, make_sampler((8,), 0).state_dict())
+    with pytest.raises(UserError, match=r"holds another network's weights"):
+        make_sampler(CHANNELS, 0, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="is damaged"):
+        make_sampler(CHANNELS, 0, tmp_path)
 
 
-def test_state_of_another_network_is_refused(trained: UNetSampler) -> None:
-    state = trained.get_state()
-    state.pop("head.weight")
-    with pytest.raises(RuntimeError, match=r"head\.weight"):
-        make_sampler(CHANNELS, seed=0).set_state(state)
-    with pytest.raises(RuntimeError, match="encoder"):
-        make_sampler(CHANNELS[:1], seed=0).set_state(trained.get_state())
+class Trap:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)
+
+
+def test_a_foreign_checkpoint_runs_no_code(trained: UNetSampler, tmp_path: Path) -> None:
+    trained.save_to_path(tmp_path / "foreign")
+    for pickled in (tmp_path / "foreign").glob("*.pkl"):
+        pickled.write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
+    with pytest.raises(UserError, match="has no config.json and no model.safetensors.*pickles are not read"):
+        make_sampler(CHANNELS, 0, tmp_path / "foreign")
+    save_sampler(tmp_path / "foreign", CHANNELS, trained.state_dict())
+    make_sampler(CHANNELS, 0, tmp_path / "foreign")
+    assert not (tmp_path / "ran").exists()
+    pickle.loads((tmp_path / "foreign" / "module_state.pkl").read_bytes())
+    assert (tmp_path / "ran").exists(), "a trap that does not spring proves nothing"
 
 
 def test_one_level_network_runs() -> None:
