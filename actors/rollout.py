@@ -97,7 +97,7 @@ class RolloutActor:
         self._loop = EngineLoop(engine)
         self._set_version(0)
         newest: Any = ray.get(store.manifest.remote(POLICY), timeout=config.deadline)
-        if newest is not None:  # a restarted actor catches up
+        if newest is not None:  # training has begun before this actor
             self._update(newest.version)
 
     async def ready(self) -> int:

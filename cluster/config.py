@@ -106,6 +106,11 @@ class Config(BaseSettings):
             ):
                 if not value:
                     yield f"{field}: empty, and there is no toyworld to take it from; name one"
+        if self.policy.loss == "gspo" and self.policy.aggregation != "seq-mean-token-mean":
+            yield (
+                f"policy.aggregation: {self.policy.aggregation} is not that of policy.loss=gspo, a mean over sequences; "
+                "set seq-mean-token-mean"
+            )
         if self.train.steps and not self.policy.train and self.selector.kind != "unet":
             yield f"policy.train: false with selector.kind={self.selector.kind} leaves nothing to learn"
         if self.train.group_size * self.train.draws < 2 and (self.policy.train or self.sampler.objective == "joint"):

@@ -48,13 +48,17 @@ def token_weights(lengths: Sequence[int], counts: Sequence[float], aggregation: 
     `token-mean` is the mean over all tokens; `seq-mean-token-mean` and `seq-mean-token-sum` are means over sequences of their
     tokens' mean or sum.
     """
-    if aggregation == "token-mean":
-        tokens = math.fsum(count * length for count, length in zip(counts, lengths, strict=True))
-        return [count / tokens for count in counts]
-    shares = [count / math.fsum(counts) for count in counts]
-    if aggregation == "seq-mean-token-mean":
-        return [share / length for share, length in zip(shares, lengths, strict=True)]
-    return shares
+    tokens = math.fsum(count * length for count, length in zip(counts, lengths, strict=True))
+    sequences, weight = math.fsum(counts), _AGGREGATIONS[aggregation]
+    return [weight(count, length, tokens, sequences) for count, length in zip(counts, lengths, strict=True)]
+
+
+_AGGREGATIONS: dict[Aggregation, Callable[[float, int, float, float], float]] = {
+    "token-mean": lambda count, length, tokens, sequences: count / tokens,
+    "seq-mean-token-mean": lambda count, length, tokens, sequences: count / sequences / length,
+    "seq-mean-token-sum": lambda count, length, tokens, sequences: count / sequences,
+}
+"""A token's weight from its sequence's count and length, and the step's counted tokens and sequences."""
 
 
 def sequence_log_ratio(log_ratio_L: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -109,15 +113,17 @@ def kl_estimate(log_prob: Tensor, ref_log_prob: Tensor, kind: Literal["k1", "k2"
     With `d = log_prob - ref_log_prob`: k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1, whose d is clamped to ±20
     (Schulman, "Approximating KL Divergence", 2020). ValueError when `kind` is unknown.
     """
-    difference = log_prob - ref_log_prob
-    if kind == "k1":
-        return difference
-    if kind == "k2":
-        return difference.square() / 2
-    if kind == "k3":
-        negative = (-difference).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        return torch.expm1(negative) - negative
-    raise ValueError(f"kind = {kind!r}: one of k1, k2, k3")
+    if kind not in _KL_ESTIMATES:
+        raise ValueError(f"kind = {kind!r}: one of {', '.join(_KL_ESTIMATES)}")
+    return _KL_ESTIMATES[kind](log_prob - ref_log_prob)
+
+
+def _k3(difference: Tensor) -> Tensor:
+    negative = (-difference).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return torch.expm1(negative) - negative
+
+
+_KL_ESTIMATES: dict[str, Callable[[Tensor], Tensor]] = {"k1": lambda d: d, "k2": lambda d: d.square() / 2, "k3": _k3}
 
 
 def difficulty_advantage(correct: bool, pass_rate: float | None, config: SamplerConfig) -> float:

@@ -2,8 +2,7 @@
 
 Invariants: `log` is called once a step and every back end has the step when it returns. A tracker can neither stop nor block
 training: one that fails is warned of once and left alone. `metrics.jsonl` is valid JSON: a value that is not finite stands
-there as `null` (TensorBoard and the console keep which one it was). A resumed run appends; `read_metrics` and TensorBoard show
-its steps instead of those it repeats.
+there as `null` (TensorBoard and the console keep which one it was).
 """
 
 from __future__ import annotations
@@ -156,8 +155,8 @@ def format_line(step: int, total_steps: int, metrics: dict[str, float]) -> str:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, steps ascending. A row replaces those of its own and later steps written before it: a
-    run resumed from step n has taken another way from there."""
+    """The rows of `metrics.jsonl`, steps ascending. A row replaces those of its own and later steps that were
+    written before it."""
     rows: list[dict[str, Any]] = []
     for row in jsonl.read(run_dir / FILE):
         while rows and rows[-1]["step"] >= row["step"]:

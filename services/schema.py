@@ -161,7 +161,7 @@ class Group:
 
     question: Question
     trajectories: tuple[Trajectory, ...]
-    """In the order of `index`, so those of one query turn stand together; at least one, some may have been lost."""
+    """In the order of `index`, so those of one query turn stand together; at least one."""
 
     @property
     def samples(self) -> tuple[tuple[Trajectory, ...], ...]:

@@ -1,7 +1,7 @@
 """Sampled trajectories on disk: `trajectories.jsonl` in the run's folder, for people and for the report.
 
 Invariants: one line a trajectory, every trajectory of a step; frame indices, never pixels. Similarity rows are large, so
-only few trajectories of a step carry theirs. A resumed run appends, so a step it repeats is there twice: the later counts.
+only few trajectories of a step carry theirs.
 """
 
 from __future__ import annotations

@@ -59,6 +59,10 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
         (["--sampler.learning_rate=2"], "sampler.learning_rate: Input should be less than or equal to 1"),
         (["--policy.dtype=bfloat16"], "policy: zero_stage 0 would add up bfloat16 gradients in bfloat16; zero_stage=1"),
         (["--policy.dual_clip=1"], "policy.dual_clip: Input should be greater than 1"),
+        (
+            ["--policy.loss=gspo"],
+            "policy.aggregation: token-mean is not that of policy.loss=gspo, a mean over sequences; set seq",
+        ),
         (["--policy.aggregation=mean"], "policy.aggregation: Input should be 'token-mean', 'seq-mean-token-mean' or"),
         (
             ["--train.group_size=1", "--train.draws=1"],

@@ -94,7 +94,7 @@ def test_not_finite_is_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "loss nan grad inf" in capsys.readouterr().out
 
 
-def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
+def test_a_step_written_again_replaces_itself_and_later_ones(tmp_path: Path) -> None:
     with MetricsSink(tmp_path, total_steps=4) as sink:
         for step in (1, 2, 3):
             sink.log(step, {"reward/total": 0.1 * step})
