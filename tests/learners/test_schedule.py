@@ -22,6 +22,6 @@ from learners.schedule import learning_rates
     ],
 )
 def test_rates_of_five_steps(fields: dict[str, Any], expected: list[float]) -> None:
-    rates = learning_rates(SamplerConfig(learning_rate=8.0, **fields), steps=5)
-    assert [rates(step) for step in range(1, 6)] == pytest.approx(expected)
-    assert rates(3) == pytest.approx(expected[2]), "a step's number decides alone"
+    rates = learning_rates(SamplerConfig(learning_rate=8e-3, **fields), steps=5)
+    assert [1000 * rates(step) for step in range(1, 6)] == pytest.approx(expected)
+    assert 1000 * rates(3) == pytest.approx(expected[2]), "a step's number decides alone"
