@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
 import io
 import os
 import re
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
               msjoe peek video.mp4 --at 3 61 --out frames/   cached frames as PNG files
         """),
     )
+    parser.add_argument("--version", action="version", version=f"msjoe {importlib.metadata.version('msjoe')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train by a recipe", add_help=False)
