@@ -27,14 +27,16 @@ from actors.prompts import answer_messages, query_messages
 from cluster.config import Config
 from services import toyworld
 from services.config import ToyWorldConfig
-from services.toyworld import ToyWorld, make_toy_world
+from services.toyworld import ToyWorld, make_toy_world, toy_world
 from services.writing import writing
 
 
 def make_world(config: Config) -> ToyWorld:
-    """The config's toy world."""
+    """The config's toy world, made unless it is there."""
     assert config.toyworld is not None
-    return _apart(_make, config.toyworld, config.data.cache.absolute())
+    root = config.data.cache.absolute()
+    world = toy_world(config.toyworld, root)
+    return world if world.root.is_dir() else _apart(_make, config.toyworld, root)
 
 
 def train_models(config: Config, folder: Path) -> None:

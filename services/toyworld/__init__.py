@@ -51,10 +51,15 @@ class ToyWorld:
         return self.root / "videos"
 
 
+def toy_world(config: ToyWorldConfig, root: Path) -> ToyWorld:
+    """Where the toy world of this config lies under `root/toyworld/`, made or not."""
+    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]
+    return ToyWorld(root / "toyworld" / f"{_VERSION}-seed{config.seed}-{digest}")
+
+
 def make_toy_world(config: ToyWorldConfig, root: Path, progress: Progress) -> ToyWorld:
     """The toy world of this config under `root/toyworld/`, made unless it is there."""
-    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]
-    world = ToyWorld(root / "toyworld" / f"{_VERSION}-seed{config.seed}-{digest}")
+    world = toy_world(config, root)
     if world.root.is_dir():
         return world
     from services.toyworld.world import SPLITS, write_split  # a world that exists needs no video encoder

@@ -6,13 +6,15 @@ takes new weights in, log-probs that belong to other tokens, draws that belong t
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from cluster.cli import TOY
 from cluster.config import load_config
 from cluster.toyworld import make_world
 from services.metrics import read_metrics
-from tests.end_to_end.test_command import msjoe
+from tests.end_to_end.test_command import train
 
 WORLD = (
     "--toyworld.seed=3",
@@ -29,32 +31,31 @@ WORLD = (
 STEPS = 20
 
 
-def learn(tmp_path_factory: pytest.TempPathFactory, *overrides: str) -> list[dict[str, float]]:
-    """The metrics of a run that trains on eight questions and is measured on the same ones."""
-    folder = tmp_path_factory.mktemp("learning")
-    cache = f"--data.cache={folder / 'cache'}"
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a run that trains on eight questions, measured on the same ones before the first and after the last step."""
+    cache = f"--data.cache={tmp_path_factory.mktemp('cache')}"
     questions = make_world(load_config(TOY, [cache, *WORLD])).questions
     every = [f"--train.{name}={STEPS}" for name in ("steps", "validate_every", "checkpoint_every")]
-    given = [f"--data.questions={questions}", f"--data.validation={questions}"]
-    done = msjoe("train", f"--run_dir={folder / 'run'}", cache, *WORLD, *given, *every, *overrides)
-    assert done.returncode == 0, done.stderr
-    return read_metrics(folder / "run")
+    return [cache, *WORLD, f"--data.questions={questions}", f"--data.validation={questions}", *every]
 
 
 def gain(rows: list[dict[str, float]], metric: str) -> float:
     return rows[-1][metric] - rows[0][metric]
 
 
-def test_the_mllm_learns(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_mllm_learns(given: list[str], tmp_path: Path) -> None:
     """Eight answers are soon known by heart."""
-    rows = learn(tmp_path_factory, "--policy.learning_rate=5e-4", "--selector.kind=uniform")
+    train(tmp_path / "run", *given, "--policy.learning_rate=5e-4", "--selector.kind=uniform")
+    rows = read_metrics(tmp_path / "run")
     assert gain(rows, "validation/accuracy") >= 0.3, rows
     assert max(row.get("policy/mismatch_kl", 0.0) for row in rows) < 1e-3, (
         "it learns from other log-probs than were sampled"
     )
 
 
-def test_the_sampler_learns(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_sampler_learns(given: list[str], tmp_path: Path) -> None:
     """The MLLM stays as it is: only frames that show the moment lead to right answers."""
-    rows = learn(tmp_path_factory, "--policy.train=false", "--sampler.learning_rate=4e-4")
+    train(tmp_path / "run", *given, "--policy.train=false", "--sampler.learning_rate=4e-4")
+    rows = read_metrics(tmp_path / "run")
     assert gain(rows, "validation/moments_seen") >= 0.3, rows

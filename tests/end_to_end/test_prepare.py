@@ -176,7 +176,7 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
 
 def until(condition: Callable[[], Any], command: subprocess.Popen[Any]) -> Any:
     """What `condition` says once it says anything, while `command` runs."""
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1500
     while not (answer := condition()):
         assert command.poll() is None, "the command ended first"
         assert time.monotonic() < deadline
@@ -209,7 +209,7 @@ def test_whatever_is_killed_the_caches_come_out_the_same(
             made = len(names(cache, kind))
             until(lambda kind=kind, made=made: len(names(cache, kind)) > made, second)
             until(lambda title=title: list(workers(second, title)), second)[0].kill()
-        assert second.wait(300) == 0
+        assert second.wait(1500) == 0
 
     result = prepare(cache, folder)
     assert known < result.counts()["cached"] == undisturbed.counts()["done"] - 1

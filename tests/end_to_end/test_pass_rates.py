@@ -1,23 +1,19 @@
-"""What `msjoe prepare` is for: pass rates that are measured once, and training that opens no video."""
+"""Pass rates, measured once, by a command that may be killed."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.config import Config
-from services.metrics import read_metrics
 from services.questions import read_questions
-from services.trajectories import read_trajectories
 from tests.end_to_end.test_command import msjoe
 
 
@@ -30,7 +26,7 @@ def measured(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pyt
     first = subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", *map(str, command)], stdout=subprocess.DEVNULL, start_new_session=True
     )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1500
     try:
         while not list(rates.rglob("*.json")):
             assert first.poll() is None
@@ -63,25 +59,3 @@ def test_pass_rates_are_measured_over_eight_answers(
     assert again.returncode == 0, again.stderr
     assert read_questions(measured) == found
     assert "measuring" not in again.stdout
-
-
-def test_two_epochs_on_prepared_data_open_no_video(
-    toy_config: Config, toy_overrides: list[str], tmp_path: Path
-) -> None:
-    """Once they are prepared, noise takes the videos' places: whoever opened one would find no picture in it."""
-    assert toy_config.data.questions is not None
-    questions = shutil.copy(toy_config.data.questions, tmp_path)
-    shutil.copytree(toy_config.data.questions.parent / "videos", tmp_path / "videos")
-    done = msjoe("prepare", questions, *toy_overrides)
-    assert done.returncode == 0, done.stderr
-    for video in (tmp_path / "videos").iterdir():
-        stat = video.stat()
-        video.write_bytes(os.urandom(stat.st_size))
-        os.utime(video, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-    epochs = ["--train.steps=2", "--train.questions_per_step=6", "--train.group_size=2"]
-    done = msjoe("train", *toy_overrides, f"--data.questions={questions}", f"--run_dir={tmp_path / 'run'}", *epochs)
-    assert done.returncode == 0, done.stderr
-    assert [row["cache/decodes"] for row in read_metrics(tmp_path / "run")] == [0, 0]
-    asked = Counter(row["question_id"] for row in read_trajectories(tmp_path / "run"))
-    assert asked == {question.id: 2 * 2 for question in read_questions(Path(questions))}
