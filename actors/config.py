@@ -105,6 +105,9 @@ class PromptConfig(Section):
     """Show the answer options already in the query turn (ours)."""
     subtitles: bool = False
     """Show the answer turn the subtitles on screen at its key frames, of questions that have a file of them."""
+    unreadable_subtitles: Literal["drop", "leave_out"] = "drop"
+    """What becomes of a question whose subtitle file cannot be read: it is asked without subtitles, or left out. It is named in
+    `left_out.jsonl` either way."""
     max_queries: int = Field(default=4, ge=1, le=4)
     """Queries kept of a reply (paper: 4)."""
     ask_clip: Literal["queries", "question"] = "queries"

@@ -18,7 +18,7 @@ from actors.config import RolloutConfig
 from actors.engine_loop import EngineLoop
 from services.chat import Chat, Message
 from services.config import DataConfig, FramesConfig
-from services.errors import TrainingError, UserError
+from services.errors import QuestionError, TrainingError
 from services.frames import FrameCache, read_visual
 from services.schema import Turn, VisualInput
 from services.vision import PROCESSOR_KWARGS, engine_items, engine_names
@@ -105,12 +105,19 @@ class RolloutActor:
         await asyncio.to_thread(self._start, *self._arguments)  # vLLM runs event loops of its own
         return self.version
 
+    async def check(self, messages: list[Message], visual: VisualInput | None) -> int:
+        """Tokens of the prompt. Raises QuestionError when they leave no room for a reply within `max_model_len`."""
+        count = len(self._chat.encode(messages)) + (visual.num_tokens - visual.num_items if visual else 0)
+        if count >= self._config.max_model_len:
+            raise QuestionError(f"its prompt has {count} tokens; rollout.max_model_len={self._config.max_model_len}")
+        return count
+
     async def generate(
         self, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int | None
     ) -> Turn:
         """One reply to `messages`: sampled with its own `seed`, or the most probable tokens when it is None.
 
-        Raises UserError when the prompt does not fit `max_model_len`, TrainingError when a log-prob is not finite.
+        Raises QuestionError when the prompt does not fit `max_model_len`, TrainingError when a log-prob is not finite.
         """
         prompt: dict[str, Any] = {"prompt_token_ids": self._chat.encode(messages)}
         if visual is not None:
@@ -123,7 +130,9 @@ class RolloutActor:
         try:
             output = await asyncio.wrap_future(self._loop.generate(prompt, params))
         except self._refusal as error:
-            raise UserError(f"the engine refuses the prompt: {error} (rollout.max_model_len is the limit)") from error
+            raise QuestionError(
+                f"the engine refuses the prompt: {error} (rollout.max_model_len is the limit)"
+            ) from error
         reply = output.outputs[0]
         log_probs = [step[token].logprob for step, token in zip(reply.logprobs, reply.token_ids, strict=True)]
         version = int(reply.weight_versions[0].version)

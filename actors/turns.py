@@ -14,13 +14,15 @@ from actors.prompts import answer_messages, query_messages
 from actors.selectors import uniform_frames
 from services.chat import Message
 from services.config import FramesConfig
-from services.errors import TrainingError, UserError
+from services.errors import TrainingError
 from services.frames import visual_input
 from services.questions.subtitles import Subtitle, overlapping, read_subtitles
 from services.schema import Question, Turn, Video, VisualInput
 
 SUBTITLE_FILES = 1024
 """Subtitle files kept in memory."""
+TEMPLATE_TOKENS = 1024
+"""More than a chat template adds to the messages."""
 
 
 class Turns:
@@ -39,7 +41,35 @@ class Turns:
         self._read_subtitles = lru_cache(SUBTITLE_FILES)(read_subtitles)
 
     async def query(self, question: Question, seed: int | None) -> Turn:
-        """The query turn: uniform previews of the video, and the request for visual queries."""
+        """The query turn: uniform previews of the video, and the request for visual queries.
+
+        Raises QuestionError when the prompt does not fit the engine.
+        """
+        return await self._generate(question, *self._query_prompt(question), self._rollout.query_tokens, seed)
+
+    async def answer(self, question: Question, frames: Iterable[int], seed: int | None) -> Turn:
+        """The answer turn: the key `frames` of the video, subtitles if asked for, and the request for a letter.
+
+        Raises QuestionError when the subtitles cannot be read, or the prompt does not fit the engine.
+        """
+        video = self._videos[question.video]
+        visual = visual_input(video, frames, self._frames.tokens_per_frame, self._frames.shown_as)
+        messages = answer_messages(question, visual.frames, self._subtitles(question, video, visual), visual.shown_as)
+        return await self._generate(question, messages, visual, self._rollout.answer_tokens, seed)
+
+    async def check(self, question: Question) -> None:
+        """Raises QuestionError when one of the question's prompts cannot fit the engine, whichever frames are shown; subtitles
+        come on top of what is counted here."""
+        video = self._videos[question.video]
+        first = range(min(self._frames.budget, video.num_frames))  # whose seconds have the fewest digits
+        visual = visual_input(video, first, self._frames.tokens_per_frame, self._frames.shown_as)
+        answer = answer_messages(question, visual.frames, (), visual.shown_as), visual
+        for messages, shown in (self._query_prompt(question), answer):
+            most = len(str(messages).encode()) + TEMPLATE_TOKENS + (shown.num_tokens if shown else 0)
+            if most >= self._rollout.max_model_len:  # a token is a byte or more: only such prompts need a tokenizer
+                await self._rollouts.call("check", messages, shown)
+
+    def _query_prompt(self, question: Question) -> tuple[list[Message], VisualInput | None]:
         video = self._videos[question.video]
         previews = uniform_frames(video.num_frames, self._frames.num_previews)
         visual = visual_input(video, previews, self._frames.preview_tokens_per_frame) if previews else None
@@ -49,14 +79,7 @@ class Turns:
             max_queries=self._prompts.max_queries,
             has_video=visual is not None,
         )
-        return await self._generate(question, messages, visual, self._rollout.query_tokens, seed)
-
-    async def answer(self, question: Question, frames: Iterable[int], seed: int | None) -> Turn:
-        """The answer turn: the key `frames` of the video, subtitles if asked for, and the request for a letter."""
-        video, shown_as = self._videos[question.video], self._frames.shown_as
-        visual = visual_input(video, frames, self._frames.tokens_per_frame, shown_as)
-        messages = answer_messages(question, visual.frames, self._subtitles(question, video, visual), shown_as)
-        return await self._generate(question, messages, visual, self._rollout.answer_tokens, seed)
+        return messages, visual
 
     def _subtitles(self, question: Question, video: Video, visual: VisualInput) -> tuple[Subtitle, ...]:
         if not self._prompts.subtitles or question.subtitles is None:
@@ -69,5 +92,5 @@ class Turns:
     ) -> Turn:
         try:
             return await self._rollouts.call("generate", messages, visual, max_tokens, seed)
-        except (UserError, TrainingError) as error:
-            raise type(error)(f"question {question.id}: {error}") from None
+        except TrainingError as error:
+            raise TrainingError(f"question {question.id}: {error}") from None

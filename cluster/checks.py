@@ -11,7 +11,6 @@ from learners.rewards import own_terms
 from services.checkpoints import load_sampler
 from services.errors import UserError
 from services.questions import read_questions
-from services.questions.subtitles import read_subtitles
 from services.schema import Question
 from services.toyworld import MODELS, ToyWorld
 
@@ -147,9 +146,6 @@ def load_questions(config: Config) -> list[Question]:
     data = config.data
     assert data.questions is not None, "resolve() first"
     questions = read_questions(data.questions, data.video_root)
-    if config.prompts.subtitles:
-        for subtitles in {question.subtitles for question in questions if question.subtitles}:
-            read_subtitles(subtitles)  # says what is wrong with a file before anything starts
     stage_1 = config.sampler.objective == "difficulty"
     if not stage_1 and (data.min_pass_rate, data.max_pass_rate) == (0, 1):
         return questions

@@ -3,7 +3,8 @@ of the answer turn with uniform frames (c of stage 1).
 
 Invariants: an answer is decided by the seed, the question and its number, so a rate does not depend on where or when it is
 measured; each rate is on disk as soon as it is known, under a key of all that it depends on, so a killed run goes on where
-it stopped and nothing is measured twice; a question whose video cannot be read keeps no rate, and is named.
+it stopped and nothing is measured twice; a question whose video cannot be read, or that cannot be asked, keeps no rate, and is
+named.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from actors.collector import stream
+from actors.collector import stream, together
 from actors.prompts import answer_messages, parse_answer
 from actors.selectors import uniform_frames
 from actors.turns import Turns
 from cluster.config import Config
 from cluster.fleet import rollout_pool
-from services.errors import VideoError
+from cluster.left_out import settle_subtitles
+from services.errors import QuestionError, VideoError
 from services.frames import FrameCache
-from services.schema import Question, Video
+from services.schema import LeftOut, Question, Video
 from services.storage import Storage, folder_stamp
 
 PROGRESS = (TextColumn("measuring pass rates"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
@@ -40,7 +42,11 @@ async def measure(config: Config, questions: Sequence[Question], samples: int, c
     """The questions with their pass rates over `samples` answers each; their videos must be in the cache."""
     rates = PassRates(config, samples)
     videos = _videos(config, questions, console)
-    readable = [question for question in questions if question.video in videos]
+    asked, unheard = settle_subtitles(questions, config.prompts)
+    for loss in unheard:
+        what = "asked without subtitles" if config.prompts.unreadable_subtitles == "drop" else "no pass rate"
+        console.print(f"{loss.question.id}: {what}: {loss.reason}", soft_wrap=True, markup=False)
+    readable = [question for question in asked if question.video in videos]
     missing = [question for question in readable if rates.known(question, videos) is None]
     if missing:
         console.print(
@@ -52,11 +58,14 @@ async def measure(config: Config, questions: Sequence[Question], samples: int, c
             with Progress(*PROGRESS, console=console) as bar:
                 calls = [rates.measure(question, videos, turns, at_once) for question in missing]
                 for ready in bar.track(asyncio.as_completed(calls), total=len(calls)):
-                    await ready
+                    if refused := await ready:
+                        named = f"no pass rate for {refused.question.id}: {refused.reason}"
+                        console.print(named, soft_wrap=True, markup=False)
+    found = {question.id: rates.known(question, videos) for question in readable}
     model = Path(config.policy.model).name if Path(config.policy.model).is_dir() else config.policy.model
     measured = [
         replace(question, pass_rate=rate, pass_rate_samples=samples, pass_rate_model=model)
-        if question.video in videos and (rate := rates.known(question, videos)) is not None
+        if (rate := found.get(question.id)) is not None
         else replace(question, pass_rate=None, pass_rate_samples=None, pass_rate_model="")
         for question in questions
     ]
@@ -86,16 +95,23 @@ class PassRates:
 
     async def measure(
         self, question: Question, videos: Mapping[str, Video], turns: Turns, at_once: asyncio.Semaphore
-    ) -> None:
-        """Answer the question `samples` times and keep how often it was right; no more questions than `at_once` together."""
+    ) -> LeftOut | None:
+        """Answer the question `samples` times and keep how often it was right; no more questions than `at_once` together.
+
+        Returns why not, when the question cannot be asked.
+        """
         frames = uniform_frames(videos[question.video].num_frames, self._config.frames.budget)
         seeds = [stream(self._config.train.seed, "pass rate", question.id, index) for index in range(self._samples)]
         async with at_once:
-            replies = await asyncio.gather(*[turns.answer(question, frames, seed) for seed in seeds])
+            try:
+                replies = await together(turns.answer(question, frames, seed) for seed in seeds)
+            except QuestionError as error:
+                return LeftOut(question, str(error))
         letters = [parse_answer(reply.text, len(question.options))[0] for reply in replies]
         record = {"question": question.id, "right": letters.count(question.answer), "samples": self._samples}
         with self._storage.write(self._name(question, videos)) as temporary:
             temporary.write_text(json.dumps(record))
+        return None
 
     def _name(self, question: Question, videos: Mapping[str, Video]) -> str:
         asked = [question.id, answer_messages(question), question.answer, question.subtitles, question.subtitle_offset]

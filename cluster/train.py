@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actors.pool import Pool
 from cluster.config import Config, TrainConfig
 from cluster.fleet import Fleet, collector, fleet, prepare
+from cluster.left_out import Losses
 from cluster.report import report_run
 from cluster.run_folder import CONFIG
 from cluster.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
 from learners.policy import mismatch_alarm
 from learners.rank import LearnerGroup
-from services import jsonl
 from services.checkpoints import checkpoint_folder
 from services.errors import UserError
 from services.metrics import MetricsSink
-from services.schema import Group, Question
+from services.schema import Group, LeftOut, Question
 from services.trajectories import write_trajectories
 from services.writing import writing
 
 PREPARING = (TextColumn("preparing videos"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-Collect = Callable[[Sequence[Question], int, int, int], Awaitable[list[Group]]]
-LEFT_OUT_SHOWN = 20
-"""Left-out questions named on the console; the file names all."""
+Collect = Callable[[Sequence[Question], int, int, int], Awaitable[tuple[list[Group], list[LeftOut]]]]
 
 
 async def train(
@@ -54,10 +52,13 @@ async def train(
         with Progress(*PREPARING, console=console) as bar:
             deadline = config.data.decode_deadline + config.embedder.deadline
             videos, unreadable = await prepare(actors.embedders, [*questions, *held_out], deadline, bar.track)
-        questions, held_out = (leave_out(some, unreadable, run_dir, console) for some in (questions, held_out))
+        losses, turns = Losses(run_dir, console), actors.turns(config, videos)
+        questions, held_out = [
+            await losses.sift(some, unreadable, turns, config.prompts) for some in (questions, held_out)
+        ]
         collect = collector(actors, config, videos, config.train.seed).collect
         stream = QuestionStream(questions, config.train.seed)
-        validation = Validation(config, videos, held_out, run_dir) if held_out else None
+        validation = Validation(config, videos, held_out, run_dir, losses) if held_out else None
 
         with MetricsSink(run_dir, config.train.steps) as sink:
             if validation:
@@ -65,7 +66,7 @@ async def train(
             for step in range(1, config.train.steps + 1):
                 clock = Clock()
                 with clock("rollout"):
-                    groups = await collect_step(collect, stream, config.train, step)
+                    groups = await collect_step(collect, stream, config.train, losses, step)
                 used = [group for group in groups if group.has_signal or not config.train.refills]
                 metrics = await update(actors, config, used, step, clock)
                 if alarm := mismatch_alarm(metrics, config.policy):
@@ -78,7 +79,8 @@ async def train(
                     with clock("validation"):
                         metrics |= await validation.measure(actors, step)
                 decodes = {"cache/decodes": float(sum(await actors.embedders.broadcast("decodes")))}
-                sink.log(step, rollout_metrics(groups) | metrics | decodes | clock.metrics())
+                left_out = {"rollout/left_out": float(losses.questions)}
+                sink.log(step, rollout_metrics(groups) | left_out | metrics | decodes | clock.metrics())
             if validation:
                 await validation.measure_budgets(actors, config.train.steps)
                 summary = validation.summarise(config.train.steps, time.perf_counter() - start)
@@ -95,13 +97,25 @@ async def train(
             raise
 
 
-async def collect_step(collect: Collect, stream: QuestionStream, config: TrainConfig, step: int) -> list[Group]:
-    """The groups of a step; in place of those without signal, `config.refills` further rounds of other questions."""
+async def collect_step(
+    collect: Collect, stream: QuestionStream, config: TrainConfig, losses: Losses, step: int
+) -> list[Group]:
+    """The groups of a step; in place of those without signal, `config.refills` further rounds of other questions.
+
+    The place of a question that cannot be asked is filled within its round, and it is not asked again.
+    Raises UserError when there is no other question.
+    """
     groups: list[Group] = []
     for _ in range(1 + config.refills):
         missing = config.questions_per_step - sum(group.has_signal for group in groups)
-        questions = stream.take(missing, [group.question for group in groups])
-        groups += await collect(questions, config.group_size, config.draws, step)
+        while questions := stream.take(missing, [group.question for group in groups]):
+            found, left_out = await collect(questions, config.group_size, config.draws, step)
+            groups += found
+            losses.add(left_out)
+            stream.leave_out(loss.question for loss in left_out)
+            missing = len(left_out)
+    if not groups:
+        raise UserError("no question is left: none can be asked; left_out.jsonl in the run's folder has the reasons")
     return groups
 
 
@@ -149,6 +163,12 @@ class QuestionStream:
     def __init__(self, questions: Sequence[Question], seed: int) -> None:
         self._questions, self._seed, self._epoch = questions, seed, 0
         self._ahead: list[Question] = []
+        self._left_out: set[str] = set()
+
+    def leave_out(self, questions: Iterable[Question]) -> None:
+        """Never take these any more."""
+        self._left_out |= {question.id for question in questions}
+        self._ahead = [question for question in self._ahead if question.id not in self._left_out]
 
     def take(self, count: int, taken: Sequence[Question] = ()) -> list[Question]:
         """The next `count` questions that are none of `taken`, all different; fewer where there are no more.
@@ -158,7 +178,7 @@ class QuestionStream:
         used = {question.id for question in taken}
         found: list[Question] = []
         place = 0
-        while len(found) < min(count, len(self._questions) - len(taken)):
+        while len(found) < min(count, len(self._questions) - len(self._left_out) - len(taken)):
             if place == len(self._ahead):
                 self._next_epoch()
             if self._ahead[place].id in used:
@@ -170,31 +190,9 @@ class QuestionStream:
 
     def _next_epoch(self) -> None:
         order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._questions))
-        self._ahead += [self._questions[index] for index in order]
+        epoch = [self._questions[index] for index in order]
+        self._ahead += [question for question in epoch if question.id not in self._left_out]
         self._epoch += 1
-
-
-def leave_out(
-    questions: Sequence[Question], unreadable: dict[str, str], run_dir: Path, console: Console
-) -> list[Question]:
-    """The questions whose videos are there; the others go to `left_out.jsonl` with their reasons.
-
-    Raises UserError when none is left of some.
-    """
-    lost = [question for question in questions if question.video in unreadable]
-    if lost:
-        jsonl.append(
-            run_dir / "left_out.jsonl",
-            [{"question_id": question.id, "reason": unreadable[question.video]} for question in lost],
-        )
-        for question in lost[:LEFT_OUT_SHOWN]:
-            console.print(f"left out question {question.id}: {unreadable[question.video]}", soft_wrap=True)
-        console.print(
-            f"{len(lost)} of {len(questions)} questions left out; all reasons in {run_dir / 'left_out.jsonl'}"
-        )
-    if lost and len(lost) == len(questions):
-        raise UserError(f"no question is left: none of their videos can be read; see {run_dir / 'left_out.jsonl'}")
-    return [question for question in questions if question.video not in unreadable]
 
 
 class Clock:

@@ -1,6 +1,7 @@
 """How well the networks answer held-out questions before, during and after training, and the run's summary of it.
 
-Invariants: nothing is sampled, so only the weights decide what is answered; nothing learns from it.
+Invariants: nothing is sampled, so only the weights decide what is answered; nothing learns from it; every accuracy is over the
+same questions: one that cannot be asked, although the start found nothing wrong with it, is named and counts as wrong.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from actors.prompts import parse_answer
 from actors.selectors import uniform_frames
 from cluster.config import Config
 from cluster.fleet import Fleet, collector
+from cluster.left_out import Losses
+from services.errors import QuestionError
 from services.questions import read_questions
-from services.schema import Group, Question, Trajectory, Video
+from services.schema import Group, LeftOut, Question, Trajectory, Video
 from services.toyworld.truth import Truth, read_truth
 from services.trajectories import VALIDATION, write_trajectories
 from services.writing import writing
@@ -29,18 +32,23 @@ class Validation:
     """The held-out questions of a run. `videos`: by the path that questions name them with."""
 
     def __init__(
-        self, config: Config, videos: Mapping[str, Video], questions: Sequence[Question], run_dir: Path
+        self,
+        config: Config,
+        videos: Mapping[str, Video],
+        questions: Sequence[Question],
+        run_dir: Path,
+        losses: Losses,
     ) -> None:
         self._config, self._videos, self._questions, self._run_dir = config, videos, questions, run_dir
+        self._losses = losses
         self._truth = read_truth(config.data.validation) if config.data.validation else {}
         self._accuracy: dict[str, float] = {}
 
     async def measure(self, actors: Fleet, step: int) -> dict[str, float]:
         """`validation/…` of the networks as they are after `step`; their trajectories are written to the run's folder."""
-        collect = collector(actors, self._config, self._videos, seed=None).collect
-        groups = await collect(self._questions, 1, 1, step)
+        groups = await self._ask(actors, self._config, step)
         write_trajectories(self._run_dir, step, groups, file=VALIDATION)
-        metrics = describe(groups, self._truth)
+        metrics = describe(groups, self._truth, len(self._questions))
         if "before" not in self._accuracy:
             self._accuracy["uniform"] = await self._with_uniform_frames(actors)
             self._accuracy["before"] = metrics["validation/accuracy"]
@@ -52,15 +60,27 @@ class Validation:
         frames = self._config.frames
         for budget in self._config.train.validate_budgets:
             config = self._config.model_copy(update={"frames": frames.model_copy(update={"budget": budget})})
-            groups = await collector(actors, config, self._videos, seed=None).collect(self._questions, 1, 1, step)
-            self._accuracy[f"after/{budget}"] = describe(groups, {})["validation/accuracy"]
+            groups = await self._ask(actors, config, step)
+            self._accuracy[f"after/{budget}"] = describe(groups, {}, len(self._questions))["validation/accuracy"]
+
+    async def _ask(self, actors: Fleet, config: Config, step: int) -> list[Group]:
+        """A trajectory of each question; a question that cannot be asked is named and has none."""
+        collect = collector(actors, config, self._videos, seed=None).collect
+        groups, left_out = await collect(self._questions, 1, 1, step)
+        self._losses.add(left_out)
+        return groups
 
     async def _with_uniform_frames(self, actors: Fleet) -> float:
         """Accuracy of the MLLM alone: K frames evenly spread, no queries, no sampler."""
         turns, budget = actors.turns(self._config, self._videos), self._config.frames.budget
 
         async def is_right(question: Question) -> bool:
-            turn = await turns.answer(question, uniform_frames(self._videos[question.video].num_frames, budget), None)
+            frames = uniform_frames(self._videos[question.video].num_frames, budget)
+            try:
+                turn = await turns.answer(question, frames, None)
+            except QuestionError as error:
+                self._losses.add([LeftOut(question, str(error))])
+                return False
             return parse_answer(turn.text, len(question.options))[0] == question.answer
 
         return float(np.mean(await asyncio.gather(*map(is_right, self._questions))))
@@ -76,10 +96,14 @@ class Validation:
         return summary
 
 
-def describe(groups: Sequence[Group], truth: Mapping[str, Truth]) -> dict[str, float]:
-    """Accuracy; where the truth is known also the share of wanted queries asked and of moments that a frame shows."""
+def describe(groups: Sequence[Group], truth: Mapping[str, Truth], num_questions: int) -> dict[str, float]:
+    """Accuracy over all `num_questions`, so that one without a group counts as wrong, and how many those are; where the truth
+    is known also the share of wanted queries asked and of moments that a frame shows."""
     asked = [(trajectory, group.question) for group in groups for trajectory in group.trajectories]
-    metrics = {"validation/accuracy": float(np.mean([its.letter == question.answer for its, question in asked]))}
+    metrics = {
+        "validation/accuracy": sum(its.letter == question.answer for its, question in asked) / num_questions,
+        "validation/not_asked": float(num_questions - len(groups)),
+    }
     known: list[tuple[Trajectory, Truth]] = [(its, truth[q.id]) for its, q in asked if q.id in truth]
     if known:
         metrics["validation/queries_right"] = float(np.mean([true.asked(its.queries) for its, true in known]))

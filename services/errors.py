@@ -6,6 +6,11 @@ class UserError(Exception):
     """Something the user can mend: a path, a field, a file's content. Exit code 2."""
 
 
+class QuestionError(UserError):
+    """One question that cannot be asked: its prompt is too long, or its subtitles cannot be read. The message is the reason.
+    The caller leaves the question out and goes on."""
+
+
 class VideoError(Exception):
     """A video that cannot be read; the message is the reason. The caller quarantines the video and goes on."""
 

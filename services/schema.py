@@ -55,6 +55,14 @@ class Question:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A question that could not be asked."""
+
+    question: Question
+    reason: str
+
+
+@dataclass(frozen=True)
 class Video:
     """One decoded video, as the caches know it."""
 
@@ -82,6 +90,17 @@ class VisualInput:
     """Pixels of a frame as shown; a multiple of 28, as is `width`."""
     width: int
     shown_as: ShownAs = "video"
+
+    @property
+    def num_items(self) -> int:
+        """Placeholders in the chat template: one of a video, K of images."""
+        return 1 if self.shown_as == "video" else len(self.frames)
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens in the prompt: one for 28 x 28 pixels, which in a video two frames share."""
+        layers = -(-len(self.frames) // 2) if self.shown_as == "video" else len(self.frames)
+        return layers * (self.height // 28) * (self.width // 28)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any, Literal
 
-from services.errors import UserError
+from services.errors import QuestionError
 from services.questions.cues import Cue, read_cues, seconds
 from services.questions.encodings import decoded
 from services.questions.rows import NO_TEXT
@@ -53,20 +53,20 @@ def read_subtitles(path: Path | str, offset: float = 0.0, duration: float = math
     without an end are shown until the video's, at `duration` seconds.
 
     Markup and line breaks are taken out of the text, entities are the characters they name; a subtitle without text says
-    nothing, and is left out. Raises UserError naming the file and the place for one that cannot be read.
+    nothing, and is left out. Raises QuestionError naming the file and the place for one that cannot be read.
     """
     path = Path(path)
     readers = {".srt": read_cues, ".vtt": read_cues, ".json": _json}
     if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: unknown kind of subtitles {path.suffix!r}; valid: {', '.join(readers)}")
+        raise QuestionError(f"{path}: unknown kind of subtitles {path.suffix!r}; valid: {', '.join(readers)}")
     try:
         cues = [
             (start, end, _plain(text)) for start, end, text in readers[path.suffix.lower()](decoded(path.read_bytes()))
         ]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise QuestionError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise QuestionError(f"{path}: {error}") from error
     found = (
         Subtitle(start - offset, duration if end is None else end - offset, text) for start, end, text in cues if text
     )

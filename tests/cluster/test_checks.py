@@ -6,19 +6,23 @@ import asyncio
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from actors.config import PromptConfig
 from cluster import checks
 from cluster.checks import check_inputs, load_questions, resolve
 from cluster.cli import TOY
 from cluster.config import Config, TrainConfig, load_config
-from cluster.train import QuestionStream, collect_step, leave_out
+from cluster.left_out import Losses, settle_subtitles
+from cluster.train import QuestionStream, collect_step
 from services.errors import UserError
-from services.schema import Group, Question
+from services.schema import Group, LeftOut, Question
 from services.toyworld import MODELS
 
 
@@ -191,18 +195,40 @@ def test_fewer_questions_than_a_batch() -> None:
     assert sorted(names(stream.take(8))) == ["a", "b"]
 
 
-def test_groups_without_signal_are_made_up_for_by_other_questions() -> None:
-    asked: list[str] = []
+class Asked:
+    """Stands in for a fleet: groups with a signal for some questions, none for those that cannot be asked."""
 
-    async def collect(questions: Sequence[Question], group_size: int, draws: int, step: int) -> list[Group]:
-        asked.append(names(list(questions)))
-        return [SimpleNamespace(question=one, has_signal=one.id in "ad") for one in questions]  # type: ignore[misc]
+    def __init__(self, bad: str, folder: Path, refills: int = 0) -> None:
+        self.bad, self.asked = bad, ""
+        self.stream = QuestionStream([question(name) for name in "abcde"], seed=0)
+        self.losses = Losses(folder, Console(quiet=True))
+        self.config = TrainConfig(questions_per_step=2, refills=refills)
 
+    async def collect(
+        self, questions: Sequence[Question], group_size: int, draws: int, step: int
+    ) -> tuple[list[Group], list[LeftOut]]:
+        self.asked += names(list(questions))
+        groups = [SimpleNamespace(question=q, has_signal=q.id in "ad") for q in questions if q.id not in self.bad]
+        return groups, [LeftOut(q, "too long") for q in questions if q.id in self.bad]  # type: ignore[return-value]
+
+    def step(self) -> list[Group]:
+        return asyncio.run(collect_step(self.collect, self.stream, self.config, self.losses, step=1))
+
+
+def test_the_place_of_a_question_that_cannot_be_asked_is_filled(tmp_path: Path) -> None:
+    fleet = Asked(bad="bde", folder=tmp_path)
+    assert [sorted(names([group.question for group in fleet.step()])) for _ in range(3)] == [["a", "c"]] * 3
+    assert all(fleet.asked.count(name) == 1 for name in "bde"), "none is asked again"
+    assert fleet.losses.questions == 3
+    written = [json.loads(line) for line in (tmp_path / "left_out.jsonl").read_text().splitlines()]
+    assert sorted(row["question_id"] for row in written) == ["b", "d", "e"]
+    with pytest.raises(UserError, match="no question is left: none can be asked"):
+        Asked(bad="abcde", folder=tmp_path).step()
+
+
+def test_groups_without_signal_are_made_up_for_by_other_questions(tmp_path: Path) -> None:
     def step(refills: int) -> list[Group]:
-        asked.clear()
-        config = TrainConfig(questions_per_step=2, refills=refills)
-        stream = QuestionStream([question(name) for name in "abcde"], seed=0)
-        return asyncio.run(collect_step(collect, stream, config, step=1))
+        return Asked("", tmp_path, refills).step()
 
     assert len(step(0)) == 2
     groups = step(9)
@@ -213,8 +239,24 @@ def test_groups_without_signal_are_made_up_for_by_other_questions() -> None:
 
 
 def test_no_question_left(tmp_path: Path) -> None:
-    console = Console(quiet=True)
-    reasons = {"/a.mp4": "is empty"}
-    assert leave_out([question("a"), question("b")], reasons, tmp_path, console) == [question("b")]
+    losses, reasons = Losses(tmp_path, Console(quiet=True)), {"/a.mp4": "is empty"}
+    turns: Any = None  # who asks is not needed for a bad video
     with pytest.raises(UserError, match="no question is left"):
-        leave_out([question("a")], reasons, tmp_path, console)
+        asyncio.run(losses.sift([question("a")], reasons, turns, PromptConfig()))
+
+
+@pytest.mark.parametrize(("choice", "asked"), [("drop", ["a", "b", "c"]), ("leave_out", ["b", "c"])])
+def test_unreadable_subtitles_cost_themselves_or_their_question(choice: str, asked: list[str], tmp_path: Path) -> None:
+    (tmp_path / "bad.srt").write_text("no times")
+    (tmp_path / "good.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
+    questions = [
+        replace(question("a"), subtitles=str(tmp_path / "bad.srt")),
+        replace(question("b"), subtitles=str(tmp_path / "good.srt")),
+        question("c"),
+    ]
+    kept, lost = settle_subtitles(questions, PromptConfig(subtitles=True, unreadable_subtitles=choice))
+    assert [one.id for one in kept] == asked
+    assert [one.subtitles is not None for one in kept] == [one.id == "b" for one in kept]
+    assert [loss.question for loss in lost] == questions[:1]
+    assert "before the first line of times" in lost[0].reason
+    assert settle_subtitles(questions, PromptConfig()) == (questions, []), "nobody reads them"

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from cluster.cli import TOY
 from cluster.config import load_config
+from cluster.left_out import Losses
 from cluster.prepare import write_summary
 from cluster.report import write_report
 from cluster.train import train
@@ -45,7 +46,7 @@ def make_world(folder: Path) -> None:
 
 
 def summarise(folder: Path) -> None:
-    Validation(load_config(TOY), {}, [], folder).summarise(3, 60.0)
+    Validation(load_config(TOY), {}, [], folder, Losses(folder, Console(quiet=True))).summarise(3, 60.0)
 
 
 def begin(folder: Path) -> None:

@@ -58,7 +58,7 @@ class Runs:
     measured: Path
     """The checkpoint of `one`, only validated."""
     other: Path
-    """Another seed, stage 1, a reward function of its own, and two questions whose videos are bad."""
+    """Another seed, stage 1, a reward function of its own, and questions that each lack something."""
     consoles: dict[Path, str]
 
 
@@ -92,13 +92,17 @@ def differences(world: Path, folder: Path) -> list[str]:
     for row in rows:
         row["video"] = str(world / row["video"])
     (folder / "broken.mp4").write_bytes(b"not a video")
-    rows.append(rows[0] | {"id": "no-file", "video": str(folder / "missing.mp4")})
-    rows.append(rows[0] | {"id": "no-video", "video": str(folder / "broken.mp4")})
+    plain = rows[0] | {"pass_rate": 0.5}
+    rows.append(plain | {"id": "no-file", "video": str(folder / "missing.mp4")})
+    rows.append(plain | {"id": "no-video", "video": str(folder / "broken.mp4")})
+    rows.append(plain | {"id": "too-long", "question": "what is seen " * 300})
+    rows.append(plain | {"id": "unheard", "subtitles": str(folder / "missing.srt")})
     questions = folder / "questions.jsonl"
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "mine.py").write_text("def brevity(question, attempt):\n    return -len(attempt.answer_turn.text)\n")
-    stage_1 = ["--policy.train=false", "--sampler.objective=difficulty"]
-    return [*stage_1, f"--rewards.extra=[{folder}/mine.py:brevity]", "--train.seed=1", f"--data.questions={questions}"]
+    changes = ["--policy.train=false", "--sampler.objective=difficulty", f"--rewards.extra=[{folder}/mine.py:brevity]"]
+    changes += ["--prompts.subtitles=true", "--train.questions_per_step=8"]  # all that can be asked
+    return [*changes, "--train.seed=1", f"--data.questions={questions}"]
 
 
 def choices(folder: Path) -> list[dict[str, Any]]:
@@ -194,14 +198,21 @@ def test_stage_1_trains_the_sampler_alone(runs: Runs) -> None:
     assert sorted(path.name for path in checkpoint.iterdir()) == ["sampler", "state.json"]
 
 
-def test_questions_with_bad_videos_are_left_out_by_id(runs: Runs) -> None:
+def test_what_cannot_be_asked_is_left_out_by_id(runs: Runs) -> None:
     folder, console = runs.other, runs.consoles[runs.other]
-    left_out = [json.loads(line) for line in (folder / "left_out.jsonl").read_text().splitlines()]
-    assert {row["question_id"] for row in left_out} == {"no-file", "no-video"}
-    assert "left out question no-file:" in console
-    assert "left out question no-video:" in console
-    assert re.search(r"2 of [78] questions left out", console)  # stage 1 drops a question with pass rate 1
-    assert not {row["question_id"] for row in read_trajectories(folder)} & {"no-file", "no-video"}
+    rows = [json.loads(line) for line in (folder / "left_out.jsonl").read_text().splitlines()]
+    reasons = {row["question_id"]: row["reason"] for row in rows if row["lost"] == "question"}
+    assert reasons.keys() == {"no-file", "no-video", "too-long"}
+    assert re.fullmatch(r"its prompt has \d+ tokens; rollout.max_model_len=512", reasons["too-long"])
+    for name, reason in reasons.items():
+        assert f"left out question {name}: {reason}" in console
+    assert re.search(r"3 of (9|10) questions left out", console)  # stage 1 drops a question with pass rate 1
+    asked = {row["question_id"] for row in read_trajectories(folder)}
+    assert not asked & reasons.keys()
+    assert read_metrics(folder)[-1]["rollout/left_out"] == 3
+    (unheard,) = [row for row in rows if row["lost"] == "subtitles"]
+    assert (unheard["question_id"], "unheard" in asked) == ("unheard", True)
+    assert f"unheard: no subtitles: {unheard['reason']}" in console
 
 
 def test_a_folder_is_not_trained_in_twice(runs: Runs, toy_overrides: list[str]) -> None:

@@ -13,15 +13,20 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Config
-from services.questions import read_questions
+from services.questions import read_questions, write_questions
 from tests.end_to_end.test_command import msjoe
 
 
 @pytest.fixture(scope="module")
 def measured(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy questions with their pass rates, measured by a command that was killed and one that went on."""
+    """The toy questions with their pass rates, and one that is too long to be asked, measured by a command that was killed and
+    one that went on."""
     folder = tmp_path_factory.mktemp("measured")
-    command = ["prepare", toy_config.data.questions, f"--pass-rate={folder / 'measured.jsonl'}", *toy_overrides]
+    assert toy_config.data.questions is not None
+    questions = read_questions(toy_config.data.questions)
+    too_long = replace(questions[0], id="too-long", question="what is seen " * 300)
+    write_questions([*questions, too_long], folder / "questions.jsonl")
+    command = ["prepare", folder / "questions.jsonl", f"--pass-rate={folder / 'measured.jsonl'}", *toy_overrides]
     rates = toy_config.data.cache / "pass_rates"
     first = subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", *map(str, command)], stdout=subprocess.DEVNULL, start_new_session=True
@@ -38,7 +43,8 @@ def measured(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pyt
     known = len(list(rates.rglob("*.json")))
     done = msjoe(*command)
     assert done.returncode == 0, done.stderr
-    assert (f"{known} of 6 pass rates are known; measuring {6 - known}" in done.stdout) == (known < 6)
+    assert f"{known} of 7 pass rates are known; measuring {7 - known}" in done.stdout
+    assert "no pass rate for too-long: the engine refuses the prompt" in done.stdout
     return folder / "measured.jsonl"
 
 
@@ -47,7 +53,8 @@ def test_pass_rates_are_measured_over_eight_answers(
 ) -> None:
     assert toy_config.data.questions is not None
     given = read_questions(toy_config.data.questions)
-    found = read_questions(measured)
+    *found, too_long = read_questions(measured)
+    assert (too_long.id, too_long.pass_rate) == ("too-long", None)
     assert [replace(new, pass_rate=old.pass_rate, pass_rate_samples=None, pass_rate_model="") for new, old in
             zip(found, given, strict=True)] == given  # fmt: skip
     for question in found:

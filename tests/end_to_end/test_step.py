@@ -29,9 +29,9 @@ from cluster.fleet import Fleet, collector, prepare, start
 from cluster.placement import Placement, plan
 from cluster.train import Clock, publish, update
 from learners.credit import PolicySample
-from services.errors import UserError
+from services.errors import QuestionError
 from services.frames import visual_input
-from services.schema import Group, Turn
+from services.schema import Group, LeftOut, Turn
 from services.weights import POLICY, SAMPLER, read_version, write_bucket
 
 Weights = dict[str, torch.Tensor]
@@ -74,8 +74,11 @@ class Story:
     images_by_learner: list[np.ndarray]
     other_vision: Turn
     """The fixed prompt after a version in which only the vision tower changed."""
-    too_long: str
-    """What was said of a question whose prompt does not fit, while another one was being answered."""
+    too_long: tuple[list[Group], list[LeftOut]]
+    """Two questions whose prompts do not fit, in the query turn and (with its subtitles) in the answer turn, beside one that
+    spells out control tokens."""
+    counted: int
+    """Tokens of the fixed prompt as they are counted before training."""
     accidents: Accidents
     rooms: list[str]
     """Placement groups of the weight store, of the policy's rank and of an engine."""
@@ -192,7 +195,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     async def fixed_prompt() -> Turn:
         return await fleet.rollouts.call("generate", answer_messages(questions[0]), visual, 24, 7)
 
-    first = await collect.collect(questions, 4, draws=1, step=1)
+    first, _ = await collect.collect(questions, 4, draws=1, step=1)
     first_by_learner = await fleet.policy.call("log_probs", turns(first))
     started = await fixed_prompt()
     await publish(fleet.policy, fleet.rollouts, fleet)
@@ -203,12 +206,14 @@ async def tell(config: Config, subtitles: Path) -> Story:
     metrics = await update(fleet, config, first, 1, Clock())
     after = weights(fleet, POLICY), weights(fleet, SAMPLER)
     updated = await fixed_prompt()
-    second = await collect.collect(questions, 2, draws=2, step=2)
+    second, _ = await collect.collect(questions, 2, draws=2, step=2)
     second_by_learner = await fleet.policy.call("log_probs", turns(second))
     spoken = [replace(questions[0], subtitles=str(subtitles)), questions[1]]
     asked = collector(fleet, plainly_asked(config), videos, config.train.seed)
-    plain = await asked.collect(questions[:1], 1, draws=1, step=2)
-    images = await collector(fleet, with_images(config), videos, config.train.seed).collect(spoken, 2, draws=1, step=2)
+    plain, _ = await asked.collect(questions[:1], 1, draws=1, step=2)
+    images, _ = await collector(fleet, with_images(config), videos, config.train.seed).collect(
+        spoken, 2, draws=1, step=2
+    )
     images_by_learner = await fleet.policy.call("log_probs", turns(images))
 
     vision_only = [(name, -tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
@@ -217,11 +222,16 @@ async def tell(config: Config, subtitles: Path) -> Story:
     await fleet.rollouts.broadcast("pull", 3)
     other_vision = await fixed_prompt()
     endless = replace(questions[0], question="star " * 5000)
-    refused, answered = await asyncio.gather(
-        collect.sample(endless, 0, 1, 3), collect.sample(questions[0], 0, 1, 3), return_exceptions=True
+    talkative = replace(questions[0], id="talkative", subtitles=str(subtitles.with_name("long.srt")))
+    spelled = replace(questions[0], id="spelled", question="What is <|video_pad|> <|image_pad|><|im_end|>?")
+    too_long = await collector(fleet, with_images(config), videos, config.train.seed).collect(
+        [endless, talkative, spelled], 2, draws=1, step=3
     )
-    assert isinstance(refused, UserError)
-    assert isinstance(answered, list)
+    checks = fleet.turns(config, videos)
+    with pytest.raises(QuestionError):
+        await checks.check(endless)
+    await checks.check(talkative)  # what is said at which frames is not known before
+    counted = await fleet.rollouts.call("check", answer_messages(questions[0]), visual)
     accidents = await have_accidents(fleet, fixed_prompt)
     placed = (fleet.store, fleet.policy._ranks[0], fleet.rollouts.actors[0])
     rooms = [await actor.__ray_call__.remote(room) for actor in placed]
@@ -240,7 +250,8 @@ async def tell(config: Config, subtitles: Path) -> Story:
         images,
         images_by_learner,
         other_vision,
-        str(refused),
+        too_long,
+        counted,
         accidents,
         rooms,
     )
@@ -250,6 +261,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
 def story(ray_cluster: None, toy_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     subtitles = tmp_path_factory.mktemp("subtitles") / "all.srt"
     subtitles.write_text("1\n00:00:00,000 --> 01:00:00,000\nhere comes the star\n")
+    subtitles.with_name("long.srt").write_text(f"1\n00:00:00,000 --> 01:00:00,000\n{'star ' * 600}\n")
     yield asyncio.run(tell(toy_config, subtitles))
 
 
@@ -354,8 +366,28 @@ def test_no_pixel_comes_to_the_driver(story: Story) -> None:
             assert len(pickle.dumps(trajectory)) < frames / 4
 
 
-def test_a_prompt_that_does_not_fit_is_named_and_harms_no_other(story: Story) -> None:
-    assert re.match(r"question train-.*: the engine refuses the prompt: .*512.*rollout.max_model_len", story.too_long)
+def test_a_prompt_that_does_not_fit_costs_its_question_alone(story: Story) -> None:
+    groups, left_out = story.too_long
+    assert [group.question.id for group in groups] == ["spelled"]
+    assert len(left_out) == 2
+    for loss in left_out:
+        assert re.match(r"the engine refuses the prompt: .*512.*rollout.max_model_len", loss.reason)
+
+
+def test_control_tokens_in_a_question_are_text(story: Story, toy_config: Config) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(toy_config.policy.model)
+    for sample in turns(story.too_long[0]):
+        usual = next(turn for turn in turns(story.images) if turn.turn.visual.shown_as == sample.turn.visual.shown_as)
+        for token in ("<|video_pad|>", "<|image_pad|>", "<|im_end|>"):
+            known = tokenizer.convert_tokens_to_ids(token)
+            assert (sample.turn.prompt_ids == known).sum() == (usual.turn.prompt_ids == known).sum()
+        assert "<|video_pad|> <|image_pad|><|im_end|>?" in tokenizer.decode(sample.turn.prompt_ids.tolist())
+
+
+def test_a_prompt_is_counted_before_as_the_engine_sees_it(story: Story) -> None:
+    assert story.counted == len(story.updated.prompt_ids)
 
 
 def test_a_failed_step_and_a_caller_who_gave_up_leave_an_engine_that_serves(story: Story) -> None:
