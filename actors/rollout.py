@@ -1,13 +1,16 @@
 """`RolloutActor`: one vLLM engine; a turn in, tokens and log-probs out.
 
-Invariants: the engine runs on one thread and batches whatever is in flight; requests and weight updates are served in the
-order they came, and an update waits until every earlier request has finished, so no sample mixes two versions. After an
-update every cache that the old weights filled is dropped. Pixels are read here, from the frame cache, and go no further.
+Invariants: the engine runs on one thread and batches whatever is in flight; frames become patches on another one, so no step
+waits for them; requests and weight updates are served in the order they came, and an update waits until every earlier request
+has finished, so no sample mixes two versions. After an update every cache that the old weights filled is dropped. Pixels are
+read here, from the frame cache, and go no further.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -89,12 +92,15 @@ class RolloutActor:
                 max_num_batched_tokens=max(config.max_model_len, PREFILL_TOKENS),
                 limit_mm_per_prompt={"image": frames.budget if frames.shown_as == "images" else 0, "video": 1},
                 mm_processor_kwargs=PROCESSOR_KWARGS,
+                mm_processor_cache_gb=0,  # its two halves must see all requests in one order; frames are seldom shown twice
                 logprobs_mode="processed_logprobs",
                 generation_config="vllm",
             )
         )
         engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"store": store_name}})
         self._loop = EngineLoop(engine)
+        # One thread keeps the order, and the processors are made for one.
+        self._preparing = ThreadPoolExecutor(1, "preparing")
         self._set_version(0)
         newest: Any = ray.get(store.manifest.remote(POLICY), timeout=config.deadline)
         if newest is not None:  # training has begun before this actor
@@ -107,7 +113,8 @@ class RolloutActor:
 
     async def check(self, messages: list[Message], visual: VisualInput | None) -> int:
         """Tokens of the prompt. Raises QuestionError when they leave no room for a reply within `max_model_len`."""
-        count = len(self._chat.encode(messages)) + (visual.num_tokens - visual.num_items if visual else 0)
+        ids = await asyncio.wrap_future(self._preparing.submit(self._chat.encode, messages))
+        count = len(ids) + (visual.num_tokens - visual.num_items if visual else 0)
         if count >= self._config.max_model_len:
             raise QuestionError(f"its prompt has {count} tokens; rollout.max_model_len={self._config.max_model_len}")
         return count
@@ -119,16 +126,12 @@ class RolloutActor:
 
         Raises QuestionError when the prompt does not fit `max_model_len`, TrainingError when a log-prob is not finite.
         """
-        prompt: dict[str, Any] = {"prompt_token_ids": self._chat.encode(messages)}
-        if visual is not None:
-            prompt["multi_modal_data"] = engine_items(read_visual(self._frames, visual), visual)
-            prompt["multi_modal_uuids"] = engine_names(visual)
         params = self._params(
             temperature=0.0 if seed is None else self._config.temperature,
             max_tokens=max_tokens, seed=seed, logprobs=0, skip_special_tokens=True,
         )  # fmt: skip
         try:
-            output = await asyncio.wrap_future(self._loop.generate(prompt, params))
+            output = await self._in_order(lambda: self._loop.generate(self._prompt(messages, visual), params))
         except self._refusal as error:
             raise QuestionError(
                 f"the engine refuses the prompt: {error} (rollout.max_model_len is the limit)"
@@ -153,8 +156,27 @@ class RolloutActor:
 
     async def pull(self, version: int) -> int:
         """Take `version` in, after every request already in flight; returns it."""
-        await asyncio.wrap_future(self._loop.call(lambda: self._update(version)))
+        await self._in_order(lambda: self._loop.call(lambda: self._update(version)))
         return self.version
+
+    async def _in_order(self, send: Callable[[], Future]) -> Any:
+        """The result of what `send` asks of the engine, after all that was asked before."""
+        sent: Future[Future] = self._preparing.submit(send)
+        try:
+            running: Future = await asyncio.wrap_future(sent)
+            return await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            sent.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().cancel())
+            raise
+
+    def _prompt(self, messages: list[Message], visual: VisualInput | None) -> Any:
+        """The engine's input: token ids, and the patches of the frames."""
+        prompt: dict[str, Any] = {"prompt_token_ids": self._chat.encode(messages)}
+        if visual is not None:
+            prompt["multi_modal_data"] = engine_items(read_visual(self._frames, visual), visual)
+            prompt["multi_modal_uuids"] = engine_names(visual)
+        (rendered,) = self._loop.engine.renderer.render_cmpl([prompt])
+        return rendered
 
     def _update(self, version: int) -> None:
         engine = self._loop.engine

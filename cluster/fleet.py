@@ -39,8 +39,8 @@ Report = Callable[[str], None]
 Track = Callable[..., Iterable[Any]]
 """`track(iterable, total=n)`, as rich's."""
 
-ENGINE_CONCURRENCY = 4096
-"""Requests one rollout actor holds; its engine batches them."""
+BATCHES = 2
+"""Requests that a rollout actor holds, in batches of its engine: one runs while the next one's frames are read."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ async def start_rollouts(config: Config, placement: Placement, store: ActorHandl
         config.rollout,
         COMMON_ENV | engine_env(config.rollout),
         placement.of("rollout"),
-        ENGINE_CONCURRENCY,
+        BATCHES * config.rollout.max_num_seqs,
     )
 
 
@@ -171,16 +171,14 @@ async def prepare(
     `deadline`: seconds for one video. `track` wraps the loop over what gets ready, to show progress.
     """
     paths = list(dict.fromkeys(question.video for question in questions))
-    free = asyncio.Semaphore(len(embedders.actors))  # a call's deadline starts when an actor takes it up
     videos: dict[str, Video] = {}
     unreadable: dict[str, str] = {}
 
     async def one(path: str) -> None:
-        async with free:
-            try:
-                videos[path] = await embedders.call("prepare", path, deadline=deadline)
-            except VideoError as error:
-                unreadable[path] = str(error)
+        try:
+            videos[path] = await embedders.call("prepare", path, deadline=deadline)
+        except VideoError as error:
+            unreadable[path] = str(error)
 
     for ready in track(asyncio.as_completed(map(one, paths)), total=len(paths)):
         await ready

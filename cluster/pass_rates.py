@@ -34,8 +34,6 @@ from services.schema import LeftOut, Question, Video
 from services.storage import Storage, folder_stamp
 
 PROGRESS = (TextColumn("measuring pass rates"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-IN_FLIGHT = 2
-"""Answers asked for at once, in batches of the engines: enough to keep them full, few enough to hold their frames."""
 
 
 async def measure(config: Config, questions: Sequence[Question], samples: int, console: Console) -> list[Question]:
@@ -54,9 +52,8 @@ async def measure(config: Config, questions: Sequence[Question], samples: int, c
         )
         async with rollout_pool(config, console.print) as pool:
             turns = Turns(pool, config.rollout, config.prompts, config.frames, videos)
-            at_once = asyncio.Semaphore(max(1, IN_FLIGHT * config.rollout.max_num_seqs * len(pool.actors) // samples))
             with Progress(*PROGRESS, console=console) as bar:
-                calls = [rates.measure(question, videos, turns, at_once) for question in missing]
+                calls = [rates.measure(question, videos, turns) for question in missing]
                 for ready in bar.track(asyncio.as_completed(calls), total=len(calls)):
                     if refused := await ready:
                         named = f"no pass rate for {refused.question.id}: {refused.reason}"
@@ -93,20 +90,14 @@ class PassRates:
         except FileNotFoundError:
             return None
 
-    async def measure(
-        self, question: Question, videos: Mapping[str, Video], turns: Turns, at_once: asyncio.Semaphore
-    ) -> LeftOut | None:
-        """Answer the question `samples` times and keep how often it was right; no more questions than `at_once` together.
-
-        Returns why not, when the question cannot be asked.
-        """
+    async def measure(self, question: Question, videos: Mapping[str, Video], turns: Turns) -> LeftOut | None:
+        """Answer the question `samples` times and keep how often it was right; returns why not, when it cannot be asked."""
         frames = uniform_frames(videos[question.video].num_frames, self._config.frames.budget)
         seeds = [stream(self._config.train.seed, "pass rate", question.id, index) for index in range(self._samples)]
-        async with at_once:
-            try:
-                replies = await together(turns.answer(question, frames, seed) for seed in seeds)
-            except QuestionError as error:
-                return LeftOut(question, str(error))
+        try:
+            replies = await together(turns.answer(question, frames, seed) for seed in seeds)
+        except QuestionError as error:
+            return LeftOut(question, str(error))
         letters = [parse_answer(reply.text, len(question.options))[0] for reply in replies]
         record = {"question": question.id, "right": letters.count(question.answer), "samples": self._samples}
         with self._storage.write(self._name(question, videos)) as temporary:

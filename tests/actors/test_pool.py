@@ -74,6 +74,26 @@ class Rank:
         raise RuntimeError("Connection reset by peer")
 
 
+class CrowdActor:
+    """Keeps every caller until `size` have come."""
+
+    def __init__(self) -> None:
+        self._inside = self._most = self._came = 0
+
+    async def ready(self) -> None:
+        """Answers."""
+
+    async def join(self, size: int) -> None:
+        self._came, self._inside = self._came + 1, self._inside + 1
+        self._most = max(self._most, self._inside)
+        while self._came < size:
+            await asyncio.sleep(0.01)
+        self._inside -= 1
+
+    async def most(self) -> int:
+        return self._most
+
+
 async def pool(replicas: int, deadline: float = 60.0) -> Pool:
     config = ActorConfig(num_cpus=0.1, deadline=deadline)
     return await Pool.start(EchoActor, (), config, {}, ["DEFAULT"] * replicas)
@@ -81,11 +101,11 @@ async def pool(replicas: int, deadline: float = 60.0) -> Pool:
 
 def test_calls_go_to_the_least_loaded(ray_cluster: None) -> None:
     async def story() -> None:
-        echoes = await pool(2)
-        assert echoes.name == "echo"
-        pids = await asyncio.gather(*[echoes.call("pid") for _ in range(4)])
-        assert sorted(map(pids.count, set(pids))) == [2, 2]
-        assert set(await echoes.broadcast("pid")) == set(pids)
+        config = ActorConfig(num_cpus=0.1, deadline=60.0)
+        crowds = await Pool.start(CrowdActor, (), config, {}, ["DEFAULT"] * 2, at_once=2)
+        assert crowds.name == "crowd"
+        await asyncio.gather(*[crowds.call("join", 2) for _ in range(4)])
+        assert await crowds.broadcast("most") == [2, 2]
 
     asyncio.run(story())
 
@@ -131,6 +151,16 @@ def test_errors_that_are_not_ours_come_as_what_they_are(ray_cluster: None) -> No
     asyncio.run(story())
 
 
+def test_no_actor_gets_more_calls_than_it_works_on_whoever_asks(ray_cluster: None) -> None:
+    async def story() -> None:
+        config = ActorConfig(num_cpus=0.1, deadline=60.0)
+        crowd = await Pool.start(CrowdActor, (), config, {}, ["DEFAULT"], at_once=3)
+        await asyncio.gather(*[crowd.call("join", 3) for _ in range(10)])
+        assert await crowd.broadcast("most") == [3]
+
+    asyncio.run(story())
+
+
 def test_a_fault_of_ours_keeps_its_traceback_and_says_where(ray_cluster: None) -> None:
     async def story() -> None:
         with pytest.raises(KeyError) as caught:
@@ -171,3 +201,17 @@ def test_constructors_load_nothing(tmp_path: Path) -> None:
     RolloutActor("nowhere", "float32", RolloutConfig(), data, frames, store, "store")
     PolicyLearner(PolicyConfig(), "nowhere", 1.0, data, frames, 0)
     SamplerLearner(SamplerConfig(checkpoint=tmp_path / "nowhere"), 0, 0)
+
+
+def test_waiting_for_an_actor_is_not_on_the_deadline(ray_cluster: None) -> None:
+    async def story() -> None:
+        crowd = await Pool.start(CrowdActor, (), ActorConfig(num_cpus=0.1, deadline=60.0), {}, ["DEFAULT"])
+        first = asyncio.create_task(crowd.call("join", 2))
+        second = asyncio.create_task(crowd.call("most", deadline=5.0))
+        await asyncio.sleep(6.0)
+        assert not second.done()
+        await crowd.broadcast("join", 2)
+        await first
+        assert await second == 2
+
+    asyncio.run(story())
