@@ -25,6 +25,7 @@ from services.errors import UserError
 COMMON_ENV = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asked for no GPU sees none
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
+    "RAY_worker_niceness": "0",  # Ray's 15 starves every actor beside any other busy process
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Environment of every process of a run."""

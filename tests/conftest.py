@@ -60,6 +60,7 @@ def ray_cluster() -> Iterator[None]:
 
     from cluster.connection import COMMON_ENV
 
+    os.environ.update(COMMON_ENV)
     ray.init(
         address="local",
         num_cpus=8,

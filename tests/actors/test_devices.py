@@ -1,4 +1,4 @@
-"""A GPU that no config asks for is left alone, although torch sees one."""
+"""A GPU that no config asks for is left alone, although torch sees one; CPUs are shared fairly."""
 
 from __future__ import annotations
 
@@ -62,3 +62,9 @@ def test_ray_hides_gpus_from_who_asked_for_none(ray_cluster: None) -> None:
         return os.environ.get("CUDA_VISIBLE_DEVICES")
 
     assert ray.get(visible.remote(), timeout=60) == ""
+
+
+def test_actors_get_their_share_of_a_busy_machine(ray_cluster: None) -> None:
+    """Ray makes its workers so nice that any other busy process starves them."""
+    niceness = ray.remote(num_cpus=0.1)(os.nice)
+    assert ray.get(niceness.remote(0), timeout=60) == os.nice(0)
