@@ -66,5 +66,5 @@ def test_ray_hides_gpus_from_who_asked_for_none(ray_cluster: None) -> None:
 
 def test_actors_get_their_share_of_a_busy_machine(ray_cluster: None) -> None:
     """Ray makes its workers so nice that any other busy process starves them."""
-    niceness = ray.remote(num_cpus=0.1)(os.nice)
-    assert ray.get(niceness.remote(0), timeout=60) == os.nice(0)
+    niceness = ray.remote(num_cpus=0.1)(lambda: os.nice(0))
+    assert ray.get(niceness.remote(), timeout=60) == os.nice(0)
