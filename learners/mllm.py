@@ -15,14 +15,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from learners.config import PolicyConfig
+from learners.lora import adapt
 from learners.packing import ATTENTION, Family, Span, packed_attention
 from services.errors import UserError
 
 LOGIT_CHUNK = 256
 """Response tokens whose logits exist at once."""
-
-LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
-"""The linear layers that `lora_rank` adapts."""
 
 
 def count_chunks(families: Sequence[Family]) -> int:
@@ -56,10 +54,7 @@ def prepare_mllm(mllm: Any, config: PolicyConfig) -> Any:
     for block in mllm.model.visual.blocks:
         block.attn.__class__ = GroupedVisionAttention
     if config.lora_rank:
-        from peft import LoraConfig, inject_adapter_in_model
-
-        lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_TARGETS)
-        mllm = inject_adapter_in_model(lora, mllm)
+        adapt(mllm, config.lora_rank, config.lora_alpha)
     if config.freeze_vision:
         mllm.model.visual.requires_grad_(False)
     if config.gradient_checkpointing:

@@ -11,9 +11,8 @@ Shape letters: `L` tokens of the row, `N` response tokens of the micro-batch.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 
 from learners.config import PolicyConfig
 from learners.credit import PolicySample
+from learners.lora import LoraLinear, without_adapters
 from learners.mllm import PolicyNetwork, count_chunks, load_mllm
 from learners.objectives import clipped_policy_loss, importance_weights, kl_estimate, sequence_log_ratio
 from learners.packing import Family, plan_families, spans
@@ -86,19 +86,9 @@ class PolicyLearner(LearnerRank):
 
     def publishable(self) -> list[Published]:
         mllm = self.engine.module.mllm
-        parameters = dict(mllm.named_parameters())
-        if not self.config.lora_rank:
-            return [Published(name, parameter) for name, parameter in parameters.items()]
-        scale = self.config.lora_alpha / self.config.lora_rank
-
-        def published(name: str, base: torch.nn.Parameter) -> Published:
-            layer, adapted, rest = name.partition(".base_layer")
-            if not adapted or rest != ".weight":
-                return Published(layer + rest, base)
-            adapter = (parameters[f"{layer}.lora_A.default.weight"], parameters[f"{layer}.lora_B.default.weight"])
-            return Published(layer + rest, base, adapter, scale)
-
-        return [published(name, base) for name, base in parameters.items() if ".lora_" not in name]
+        adapted = {f"{name}.weight": layer for name, layer in mllm.named_modules() if isinstance(layer, LoraLinear)}
+        named = [(name, weight) for name, weight in mllm.named_parameters() if ".lora_" not in name]
+        return [Published(name, weight, adapted.get(name)) for name, weight in named]
 
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
@@ -190,19 +180,8 @@ class PolicyLearner(LearnerRank):
         """Log-probs [N] under the model as it was loaded: with LoRA the trained one without its adapters, else a copy."""
         if not self.config.lora_rank:
             return self._reference(*forward)[0]
-        with self._without_adapters():
+        with without_adapters(self.engine.module):
             return self.engine(*forward)[0]
-
-    @contextlib.contextmanager
-    def _without_adapters(self) -> Iterator[None]:
-        from peft.tuners.lora import LoraLayer
-
-        layers = [module for module in self.engine.module.modules() if isinstance(module, LoraLayer)]
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-        for layer in layers:
-            layer.enable_adapters(True)
 
     @torch.no_grad()
     def log_probs(self, samples: Sequence[PolicySample]) -> list[np.ndarray]:

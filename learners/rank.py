@@ -25,6 +25,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learners.config import LearnerConfig
+from learners.lora import LoraLinear
 from learners.schedule import learning_rates
 from services import remote
 from services.errors import TrainingError
@@ -68,15 +69,13 @@ class Published:
 
     name: str
     base: torch.nn.Parameter
-    adapter: tuple[torch.nn.Parameter, torch.nn.Parameter] | None = None
-    """LoRA's A [r, in] and B [out, r], to be merged."""
-    scale: float = 0.0
-    """Of the adapter."""
+    adapted: LoraLinear | None = None
+    """The layer whose weight `base` is, when its adapter is to be merged."""
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
         """What its value is made of."""
-        return [self.base, *(self.adapter or ())]
+        return [self.base, *([self.adapted.lora_A, self.adapted.lora_B] if self.adapted else [])]
 
     @property
     def nbytes(self) -> int:
@@ -85,11 +84,7 @@ class Published:
 
     def value(self) -> torch.Tensor:
         """The weight as readers use it; its parameters must be gathered."""
-        if self.adapter is None:
-            return self.base.data
-        down, up = self.adapter
-        merged = self.base.data.float() + self.scale * (up.data.float() @ down.data.float())
-        return merged.to(self.base.dtype)
+        return self.adapted.merged() if self.adapted else self.base.data
 
 
 class LearnerRank(ABC):

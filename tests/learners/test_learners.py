@@ -18,7 +18,7 @@ import torch
 from cluster.config import Config
 from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
 from learners.credit import SamplerSample
-from learners.mllm import LORA_TARGETS
+from learners.lora import LORA_TARGETS
 from learners.policy import PolicyLearner
 from learners.rank import LearnerGroup, LearnerRank
 from learners.sampler import SamplerLearner
