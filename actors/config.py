@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from services.config import Section
+from services.selection import RULES
 
 
 class ActorConfig(Section):
@@ -95,7 +96,12 @@ class SelectorConfig(ActorConfig):
     """Who chooses the key frames while training."""
 
     kind: Literal["unet", "uniform", "topk"] = "unet"
-    """`unet` draws from the sampler network; `uniform` and `topk` have nothing to learn."""
+    """`unet` draws from the sampler network; the others are rules of `services/selection/`, which have nothing to learn."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether a network chooses the frames, which the sampler learner trains."""
+        return self.kind not in RULES
 
 
 class PromptConfig(Section):

@@ -15,19 +15,10 @@ from actors.config import SelectorConfig
 from learners.config import SamplerConfig
 from learners.plackett_luce import entropy, log_prob, sample
 from services.schema import Selection
+from services.selection import RULES
+from services.selection.topk import topk_frames
+from services.selection.uniform import uniform_frames
 from services.weights import SAMPLER, read_version
-
-
-def uniform_frames(num_frames: int, budget: int) -> tuple[int, ...]:
-    """`linspace(0, T - 1, K)` truncated to int; all frames when T <= K. Also the previews of the query turn."""
-    if num_frames <= budget:
-        return tuple(range(num_frames))
-    return tuple(int(index) for index in np.linspace(0, num_frames - 1, budget))
-
-
-def topk_frames(scores: np.ndarray, budget: int) -> tuple[int, ...]:
-    """The K largest of `scores` [T], in time order; the earlier frame wins a tie."""
-    return tuple(sorted(np.argsort(-scores, kind="stable")[:budget].tolist()))
 
 
 class SelectorActor:
@@ -63,17 +54,18 @@ class SelectorActor:
 
         A network that prefers no frame, as before training, then takes uniform ones.
         """
-        num_frames = similarity.shape[1]
-        logits = self._logits(similarity)
+        num_frames, rule = similarity.shape[1], RULES.get(self._config.kind)
+        logits = self._logits(similarity) if rule is None else torch.from_numpy(similarity.mean(0))
         spread = float(entropy(logits[None])[0])
         draw: tuple[int, ...] = ()
         score = None
         if num_frames <= budget:
             frames = tuple(range(num_frames))
-        elif self._config.kind == "uniform" or (seed is None and logits.min() == logits.max()):
-            frames = uniform_frames(num_frames, budget)
-        elif self._config.kind == "topk" or seed is None:
-            frames = topk_frames(logits.numpy(), budget)
+        elif rule is not None:
+            frames = rule(similarity, budget)
+        elif seed is None:
+            is_flat = logits.min() == logits.max()
+            frames = uniform_frames(num_frames, budget) if is_flat else topk_frames(logits.numpy(), budget)
         else:
             chosen = sample(logits, budget, torch.Generator().manual_seed(seed))
             score = float(log_prob(logits[None], chosen[None])[0])
@@ -82,8 +74,6 @@ class SelectorActor:
         return Selection(frames, draw, score, spread, similarity, self.version)
 
     def _logits(self, similarity: np.ndarray) -> torch.Tensor:
-        """[T] of the network, or the mean similarity for a selector without one."""
-        if self._config.kind != "unet":
-            return torch.from_numpy(similarity.mean(0))
+        """The network's logit of every frame, [T]."""
         batch = {name: tensor.to(self._config.device) for name, tensor in self._collate([similarity]).items()}
         return self._network.forward_inference(batch)["logits"][0].cpu()

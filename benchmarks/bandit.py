@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from actors.selectors import topk_frames
 from benchmarks.puzzles import PASS_RATE_ROLLOUTS, World, play, puzzles, similarities, similarity
 from cluster.config import ClusterConfig
 from cluster.connection import COMMON_ENV, connect
@@ -37,6 +36,7 @@ from learners.rank import LearnerGroup
 from learners.sampler import SamplerLearner
 from learners.unet import UNetSampler, collate, make_sampler
 from services.schema import Group
+from services.selection.topk import topk_frames
 from services.weights import SAMPLER, create_store, read_version
 
 ENV = COMMON_ENV | {"OMP_NUM_THREADS": "1"}

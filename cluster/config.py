@@ -111,7 +111,7 @@ class Config(BaseSettings):
                 f"policy.aggregation: {self.policy.aggregation} is not that of policy.loss=gspo, a mean over sequences; "
                 "set seq-mean-token-mean"
             )
-        if self.train.steps and not self.policy.train and self.selector.kind != "unet":
+        if self.train.steps and not self.policy.train and not self.selector.learns:
             yield f"policy.train: false with selector.kind={self.selector.kind} leaves nothing to learn"
         if self.train.group_size * self.train.draws < 2 and (self.policy.train or self.sampler.objective == "joint"):
             yield "train.group_size: 1 leaves no group to compare with; at least 2"
@@ -145,7 +145,7 @@ class Config(BaseSettings):
                 yield f"{name}.num_gpus: {gpus:g}, but a process computes on one; more by {more.get(name, 'replicas')}"
         for name, learner, learns in (
             ("policy", self.policy, self.policy.train),
-            ("sampler", self.sampler, self.selector.kind == "unet"),
+            ("sampler", self.sampler, self.selector.learns),
         ):
             if learns and learner.world_size > 1 and 0 < learner.num_gpus <= 0.5:
                 yield (

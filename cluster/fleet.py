@@ -158,7 +158,7 @@ async def start(config: Config, placement: Placement) -> Fleet:
         )
         if config.policy.train
         else absent(),
-        learner(SamplerLearner, config.sampler, (config.sampler, seed)) if config.selector.kind == "unet" else absent(),
+        learner(SamplerLearner, config.sampler, (config.sampler, seed)) if config.selector.learns else absent(),
     )
     return Fleet(rollouts, embedders, selectors, policy, sampler, store)
 

@@ -23,7 +23,6 @@ from rich.table import Table
 
 from actors.collector import stream, together
 from actors.prompts import answer_messages, parse_answer
-from actors.selectors import uniform_frames
 from actors.turns import Turns
 from cluster.config import Config
 from cluster.fleet import rollout_pool
@@ -31,6 +30,7 @@ from cluster.left_out import settle_subtitles
 from services.errors import QuestionError, VideoError
 from services.frames import FrameCache
 from services.schema import LeftOut, Question, Video
+from services.selection.uniform import uniform_frames
 from services.storage import Storage, folder_stamp
 
 PROGRESS = (TextColumn("measuring pass rates"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())

@@ -48,7 +48,7 @@ def plan(config: Config) -> list[Group]:
     """Every group; the learners first, who need the most room in one place."""
     policy, sampler = config.policy, config.sampler
     learners = (Bundle("policy", policy.num_cpus, policy.num_gpus),) * (policy.world_size if policy.train else 0)
-    if config.selector.kind == "unet":
+    if config.selector.learns:
         learners += (Bundle("sampler", sampler.num_cpus, sampler.num_gpus),) * sampler.world_size
     others: list[tuple[str, ActorConfig]] = [("embedder", config.embedder), ("selector", config.selector)]
     return [

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from actors.prompts import parse_answer
-from actors.selectors import uniform_frames
 from cluster.config import Config
 from cluster.fleet import Fleet, collector
 from cluster.left_out import Losses
 from services.errors import QuestionError
 from services.questions import read_questions
 from services.schema import Group, LeftOut, Question, Trajectory, Video
+from services.selection.uniform import uniform_frames
 from services.toyworld.truth import Truth, read_truth
 from services.trajectories import VALIDATION, write_trajectories
 from services.writing import writing

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from actors.config import SelectorConfig
-from actors.selectors import SelectorActor, topk_frames, uniform_frames
+from actors.selectors import SelectorActor
 from learners.config import SamplerConfig
+from services.selection.topk import topk_frames
+from services.selection.uniform import uniform_frames
 from services.weights import SAMPLER, create_store, write_bucket
 
 SIMILARITY = np.random.default_rng(0).normal(0.2, 0.05, (2, 50)).astype(np.float32)

@@ -22,7 +22,6 @@ import torch
 
 from actors.prompts import answer_messages
 from actors.rollout import RolloutActor
-from actors.selectors import uniform_frames
 from cluster.checks import load_questions
 from cluster.config import Config
 from cluster.fleet import Fleet, collector, prepare, start
@@ -32,6 +31,7 @@ from learners.credit import PolicySample
 from services.errors import QuestionError
 from services.frames import visual_input
 from services.schema import Group, LeftOut, Turn
+from services.selection.uniform import uniform_frames
 from services.weights import POLICY, SAMPLER, read_version, write_bucket
 
 Weights = dict[str, torch.Tensor]
