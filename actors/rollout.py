@@ -22,9 +22,10 @@ from actors.engine_loop import EngineLoop
 from services.chat import Chat, Message
 from services.config import DataConfig, FramesConfig
 from services.errors import QuestionError, TrainingError
-from services.frames import FrameCache, read_visual
+from services.frames import FrameCache
 from services.schema import Turn, VisualInput
 from services.vision import PROCESSOR_KWARGS, engine_items, engine_names
+from services.visual import read_visual
 from services.weights import POLICY
 
 PREFILL_TOKENS = 8192

@@ -14,10 +14,10 @@ from actors.prompts import answer_messages, query_messages
 from services.chat import Message
 from services.config import FramesConfig
 from services.errors import TrainingError
-from services.frames import visual_input
 from services.questions.subtitles import Subtitle, overlapping, read_subtitles
 from services.schema import Question, Turn, Video, VisualInput
 from services.selection.uniform import uniform_frames
+from services.visual import visual_input
 
 SUBTITLE_FILES = 1024
 """Subtitle files kept in memory."""

@@ -10,9 +10,8 @@ import numpy as np
 
 from learners.credit import PolicySample
 from services.config import FramesConfig
-from services.display import frame_size
-from services.frames import visual_input
 from services.schema import Turn, Video
+from services.visual import frame_size, visual_input
 
 TEXT = 128
 """Tokens of a prompt that are no frames."""

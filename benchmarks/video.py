@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from services.decode_process import DecodeProcess
-from services.display import frame_size
 from services.video import Frame, read_with_decord
+from services.visual import frame_size
 
 FPS, CLIP, SHORT = 30, 20, 12
 """Frames a second, the clip's seconds, and those of the short video."""

@@ -30,9 +30,10 @@ from learners.packing import Family, plan_families, spans
 from learners.rank import LearnerRank, Published, plan_micro_batches
 from services.config import DataConfig, FramesConfig
 from services.errors import TrainingError
-from services.frames import FrameCache, read_visual
+from services.frames import FrameCache
 from services.positions import mrope_positions, seconds_per_grid
 from services.vision import FrameProcessor
+from services.visual import read_visual
 from services.weights import POLICY
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from services.visual import frame_size
+
 if TYPE_CHECKING:
     import av
 
-PATCH = 28
-"""Pixels of one visual token's side."""
 BT2020, UNSPECIFIED = 9, 2
 """Codes of ITU-T H.273: primaries (and their matrix of luma and chroma), and a tag that is not set."""
 PQ, HLG = 16, 18
@@ -32,29 +32,6 @@ TO_BT709 = np.array([[1.6605, -0.5876, -0.0729], [-0.1246, 1.1329, -0.0083], [-0
 Orientation = tuple[bool, bool, bool]
 """What sets a frame upright: whether rows and columns change places, and whether then left and right, top and bottom do."""
 AS_STORED: Orientation = (False, False, False)
-
-
-def frame_size(height: int, width: int, max_tokens: int) -> tuple[int, int]:
-    """The (height, width) to show a `height` x `width` frame at: multiples of 28 with `h * w / 784 <= max_tokens`.
-
-    As near to the source as the tokens allow, never above it but for rounding to 28. Of the roundings of both sides the
-    one that keeps the aspect ratio best wins, then the one nearest in area.
-    """
-    rows, columns = height / PATCH, width / PATCH
-    scale = min(1.0, math.sqrt(max_tokens / (rows * columns)))
-    rows, columns = rows * scale, columns * scale
-
-    def cost(size: tuple[int, int]) -> tuple[float, float]:
-        r, c = size
-        return abs(math.log((r / c) / (rows / columns))), abs(math.log((r * c) / (rows * columns)))
-
-    sizes = [
-        (r, min(max(c, 1), max_tokens // r))
-        for r in {min(max(n, 1), max_tokens) for n in (math.floor(rows), math.ceil(rows))}
-        for c in (math.floor(columns), math.ceil(columns))
-    ]
-    r, c = min(sorted(sizes), key=cost)
-    return r * PATCH, c * PATCH
 
 
 def shown_size(frame: av.VideoFrame, pixel_aspect: Fraction, max_tokens: int) -> tuple[int, int]:

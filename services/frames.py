@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b, file_digest
@@ -30,9 +30,8 @@ import numpy as np
 import pyarrow as pa
 
 from services.decode_process import DecodeProcess
-from services.display import frame_size
 from services.errors import DecoderLost, VideoError
-from services.schema import ShownAs, Video, VisualInput
+from services.schema import Video
 from services.storage import UNREADABLE, Storage, remember
 from services.video import DECODE_RULE, Candidates
 
@@ -281,24 +280,3 @@ def _stored(batch: pa.RecordBatch) -> Any:
 
 def _hash(text: str) -> str:
     return blake2b(os.fsencode(text), digest_size=16).hexdigest()
-
-
-def resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`frames` uint8 [K, H, W, 3] at `height` x `width`, bicubic with antialias; in integers, alike on every machine."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    from PIL import Image
-
-    resized = [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
-    return np.stack(resized) if resized else np.empty((0, height, width, 3), np.uint8)
-
-
-def visual_input(video: Video, frames: Iterable[int], max_tokens: int, shown_as: ShownAs = "video") -> VisualInput:
-    """`frames` of `video`, put in time order, to be shown at no more than `max_tokens` visual tokens each."""
-    height, width = frame_size(video.height, video.width, max_tokens)
-    return VisualInput(video.key, tuple(sorted(int(i) for i in frames)), video.num_frames, height, width, shown_as)
-
-
-def read_visual(cache: FrameCache, visual: VisualInput) -> np.ndarray:
-    """The pixels `visual` refers to: uint8 [K, height, width, 3]."""
-    return resize(cache.read(visual.video, visual.frames), visual.height, visual.width)

@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from services.container import MATROSKA, MP4, Track, opened
-from services.display import AS_STORED, Orientation, frame_size, is_converted, orientation, shown_size
+from services.display import AS_STORED, Orientation, is_converted, orientation, shown_size
 from services.display import upright as _upright
 from services.errors import VideoError
+from services.visual import frame_size
 from services.webp import is_animated_webp, webp_pictures
 
 if TYPE_CHECKING:

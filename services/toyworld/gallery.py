@@ -6,9 +6,9 @@ from itertools import product
 
 import numpy as np
 
-from services.frames import resize
 from services.toyworld.pictures import Scene
 from services.toyworld.words import COLOURS, PLACES, SHAPES, Thing
+from services.visual import resize
 
 NOISE = 6
 """Most that a pixel is off, of 255: about what encoding does."""

@@ -26,8 +26,9 @@ from learners.mllm import load_mllm
 from learners.policy import PolicyLearner
 from learners.rank import LearnerGroup
 from services.errors import TrainingError, UserError
-from services.frames import FrameCache, visual_input
+from services.frames import FrameCache
 from services.schema import Question, Turn, VisualInput
+from services.visual import visual_input
 from services.weights import POLICY, read_version, write_bucket
 from tests.learners.turns import ENV, load_plain, policy_samples
 

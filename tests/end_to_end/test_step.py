@@ -29,9 +29,9 @@ from cluster.placement import Placement, plan
 from cluster.train import Clock, publish, update
 from learners.credit import PolicySample
 from services.errors import QuestionError
-from services.frames import visual_input
 from services.schema import Group, LeftOut, Turn
 from services.selection.uniform import uniform_frames
+from services.visual import visual_input
 from services.weights import POLICY, SAMPLER, read_version, write_bucket
 
 Weights = dict[str, torch.Tensor]

@@ -12,10 +12,11 @@ from cluster.checks import load_questions
 from cluster.config import Config
 from cluster.connection import COMMON_ENV
 from learners.credit import PolicySample
-from services.frames import FrameCache, read_visual, visual_input
+from services.frames import FrameCache
 from services.positions import mrope_positions, seconds_per_grid
 from services.schema import Turn, VisualInput
 from services.vision import FrameProcessor
+from services.visual import read_visual, visual_input
 
 ENV = COMMON_ENV | {"OMP_NUM_THREADS": "1"}
 

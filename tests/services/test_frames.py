@@ -17,8 +17,9 @@ import pytest
 
 from services import frames as module
 from services.errors import DecoderLost, UserError, VideoError
-from services.frames import FrameCache, read_visual, resize, visual_input
+from services.frames import FrameCache
 from services.schema import Video
+from services.visual import read_visual, resize, visual_input
 from tests.full_disk import full_disk
 
 TOKENS = 8

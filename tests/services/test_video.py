@@ -23,7 +23,8 @@ import pytest
 from services import video as module
 from services.decode_process import DecodeProcess
 from services.errors import DecoderLost, VideoError
-from services.video import decode, each_second, frame_size, read_with_decord, read_with_pyav
+from services.video import decode, each_second, read_with_decord, read_with_pyav
+from services.visual import frame_size
 from tests.services.odd_videos import ten_hours, write_video
 
 TOKENS = 8
