@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.puzzles import PASS_RATE_ROLLOUTS, World, play, puzzles, similarities, similarity
 from cluster.config import ClusterConfig
-from cluster.connection import COMMON_ENV, connect
+from cluster.training.connection import COMMON_ENV, connect
 from learners.config import SamplerConfig
 from learners.credit import SamplerSample, sampler_batch
 from learners.plackett_luce import log_prob

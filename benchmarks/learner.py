@@ -49,7 +49,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionA
 
 import learners.mllm
 from benchmarks.random_turns import SHAPES, RandomFrames, make_folder, make_samples
-from cluster.checks import multiplies_in_bfloat16
+from cluster.resolve import multiplies_in_bfloat16
 from learners.config import PolicyConfig
 from learners.credit import PolicySample
 from learners.mllm import LOGIT_CHUNK, PolicyNetwork, prepare_mllm

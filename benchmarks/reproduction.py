@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from cluster.cli import TOY
 from cluster.config import load_config
 from cluster.toyworld import make_world
-from cluster.validation import SUMMARY
+from cluster.training.validation import SUMMARY
 from services.checkpoints import latest_checkpoint
 from services.metrics import read_metrics
 from services.toyworld import ToyWorld

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.config import ClusterConfig
-from cluster.connection import connect
+from cluster.training.connection import connect
 from services.weights import KEEP, POLICY, checksum, create_store, plan_buckets, read_version, write_bucket
 
 LAYER = 16 * 2**20

@@ -5,67 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from actors.config import EmbedderConfig, RolloutConfig
+from actors.config import RolloutConfig
 from cluster.config import Config
+from cluster.resolve import is_folder
 from learners.rewards import own_terms
 from services.checkpoints import load_sampler
 from services.errors import UserError
-from services.questions import read_questions
-from services.schema import Question
-from services.toyworld import MODELS, ToyWorld
 
-CPUINFO = Path("/proc/cpuinfo")
-BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
-"""Of CPUs that multiply in bfloat16: there it is several times faster, elsewhere slower than float32."""
 CPU_HEAD_DIM = 32
 """The CPU engine's attention takes head sizes that are multiples of this."""
-
-
-def resolve(config: Config, world: ToyWorld | None) -> Config:
-    """Empty fields filled from the toy world and its models, `auto` by what is there, and every path absolute: actors start
-    elsewhere."""
-
-    def model(name: str, toy: str) -> str:
-        if not name:
-            return str(MODELS / toy) if config.toyworld else ""
-        return str(Path(name).absolute()) if is_folder(name) else name
-
-    questions, validation = config.data.questions, config.data.validation
-    if world and questions is None:
-        questions, validation = world.questions, validation or world.validation
-    root, sampler = config.data.video_root, config.sampler.checkpoint
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(
-                update={
-                    "questions": questions and questions.absolute(),
-                    "validation": validation and validation.absolute(),
-                    "video_root": root and root.absolute(),
-                    "cache": config.data.cache.absolute(),
-                }
-            ),
-            "policy": config.policy.model_copy(update={"model": model(config.policy.model, "mllm")}),
-            "sampler": config.sampler.model_copy(update={"checkpoint": sampler and sampler.absolute()}),
-            "embedder": config.embedder.model_copy(
-                update={
-                    "model": model(config.embedder.model, "clip"),
-                    "dtype": _number_type(config.embedder),
-                }
-            ),
-        }
-    )
-
-
-def _number_type(embedder: EmbedderConfig) -> str:
-    """The CLIP's number type, `auto` decided by the GPU it asks for or else by this machine's CPU."""
-    if embedder.dtype != "auto":
-        return embedder.dtype
-    return "bfloat16" if embedder.num_gpus or multiplies_in_bfloat16() else "float32"
-
-
-def multiplies_in_bfloat16() -> bool:
-    """Whether this machine's CPU does; False where that is not known."""
-    return CPUINFO.exists() and not BFLOAT16_FLAGS.isdisjoint(CPUINFO.read_text().split())
 
 
 def check_inputs(config: Config) -> None:
@@ -87,15 +35,6 @@ def check_inputs(config: Config) -> None:
         raise UserError(
             f"embedder.model: {clip} has no open_clip_config.json; name a folder saved by open_clip, or a model it knows"
         )
-
-
-def is_folder(model: str) -> bool:
-    """Whether `model` means a local folder, not a hub name or none. Raises UserError for a path that is not there."""
-    if model and Path(model).is_dir():
-        return True
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise UserError(f"{model}: no such model folder")
-    return False
 
 
 def check_mllm(folder: Path, rollout: RolloutConfig) -> None:
@@ -139,29 +78,3 @@ def _has_template(folder: Path) -> bool:
         return True
     configs = (folder / "tokenizer_config.json", folder / "processor_config.json")
     return any("chat_template" in json.loads(file.read_text()) for file in configs if file.is_file())
-
-
-def load_questions(config: Config) -> list[Question]:
-    """The questions this run can learn from: of the pass rates asked for, and in stage 1 not of pass rate 1."""
-    data = config.data
-    assert data.questions is not None, "resolve() first"
-    questions = read_questions(data.questions, data.video_root)
-    stage_1 = config.sampler.objective == "difficulty"
-    if not stage_1 and (data.min_pass_rate, data.max_pass_rate) == (0, 1):
-        return questions
-    known = [(question, question.pass_rate) for question in questions if question.pass_rate is not None]
-    if missing := [question.id for question in questions if question.pass_rate is None]:
-        asked = "sampler.objective=difficulty" if stage_1 else "data.min_pass_rate and data.max_pass_rate"
-        raise UserError(
-            f"{data.questions}: {asked} needs every question's pass_rate; missing for {len(missing)}, such as "
-            f"{', '.join(missing[:3])}. `msjoe prepare --pass-rate` measures them"
-        )
-    low, high = data.min_pass_rate, data.max_pass_rate
-    kept = [question for question, rate in known if low <= rate <= high and not (stage_1 and rate == 1)]
-    if not kept:
-        rates = [rate for _, rate in known]
-        wanted = f"{low:g}…{high:g}" + (", nor below the 1 that leaves stage 1 nothing to learn" if stage_1 else "")
-        raise UserError(
-            f"{data.questions}: no question has a pass_rate in {wanted}; theirs are {min(rates):g}…{max(rates):g}"
-        )
-    return kept

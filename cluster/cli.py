@@ -178,11 +178,12 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         describe(config, console)
         return
 
-    from cluster.checks import check_inputs, load_questions, resolve
-    from cluster.run_folder import run_folder
+    from cluster.checks import check_inputs
+    from cluster.questions.stream import load_questions, read_held_out
+    from cluster.resolve import resolve
     from cluster.toyworld import make_world
-    from cluster.train import train
-    from cluster.validation import read_held_out
+    from cluster.training.run_folder import run_folder
+    from cluster.training.train import train
 
     check_inputs(config)  # what the recipe names, before anything is made
     with run_folder(options.run_dir, options.recipe.stem) as run_dir:
@@ -243,9 +244,10 @@ def _report(options: argparse.Namespace, rest: list[str]) -> None:
 def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
-    from cluster.checks import check_inputs, resolve
+    from cluster.checks import check_inputs
     from cluster.config import load_config
-    from cluster.prepare import find_videos, prepare, write_summary
+    from cluster.preparing.prepare import find_videos, prepare, write_summary
+    from cluster.resolve import resolve
     from services.errors import UserError
     from services.questions import write_questions
 
@@ -263,7 +265,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
     if all(video.status == "quarantined" for video in prepared):
         raise UserError("none of the videos can be read")
     if options.pass_rate:
-        from cluster.pass_rates import measure
+        from cluster.preparing.pass_rates import measure
 
         measured = asyncio.run(measure(config, questions, options.samples, Console()))
         write_questions(measured, options.pass_rate)
@@ -287,7 +289,7 @@ def _questions_to_measure(options: argparse.Namespace, config: Config) -> list[Q
 
 def _peek(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.config import load_config
-    from cluster.prepare import peek
+    from cluster.preparing.peek import peek
     from services.errors import UserError, VideoError
 
     config = load_config(options.recipe, [*_cache(options), *rest])
@@ -305,7 +307,7 @@ def _cache(options: argparse.Namespace) -> list[str]:
 def _questions(options: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
-    from cluster.questions import as_json, show
+    from cluster.questions.page import as_json, show
     from services.errors import UserError
     from services.questions import scan_questions
 

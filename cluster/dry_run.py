@@ -18,7 +18,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from cluster.config import Config
-from cluster.placement import plan
+from cluster.training.placement import plan
 from learners.config import PolicyConfig
 from learners.mllm import prepare_mllm
 from services.weights import KEEP

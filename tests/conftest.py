@@ -58,7 +58,7 @@ def ray_cluster() -> Iterator[None]:
     """One private cluster for the whole session."""
     import ray
 
-    from cluster.connection import COMMON_ENV
+    from cluster.training.connection import COMMON_ENV
 
     os.environ.update(COMMON_ENV)
     ray.init(
@@ -101,9 +101,9 @@ def toy_overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="session")
 def toy_config(toy_overrides: list[str]) -> Config:
     """The small toy recipe, resolved, its world made."""
-    from cluster.checks import resolve
     from cluster.cli import TOY
     from cluster.config import load_config
+    from cluster.resolve import resolve
     from cluster.toyworld import make_world
 
     config = load_config(TOY, toy_overrides)

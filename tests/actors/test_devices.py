@@ -13,7 +13,7 @@ from actors.config import SelectorConfig
 from actors.embedder import EmbedderActor
 from actors.selectors import SelectorActor
 from cluster.config import Config
-from cluster.connection import COMMON_ENV
+from cluster.training.connection import COMMON_ENV
 from learners.config import SamplerConfig
 from learners.rank import LearnerGroup
 from learners.sampler import SamplerLearner

@@ -15,12 +15,13 @@ import pytest
 from rich.console import Console
 
 from actors.config import PromptConfig
-from cluster import checks
-from cluster.checks import check_inputs, load_questions, resolve
+from cluster.checks import check_inputs
 from cluster.cli import TOY
 from cluster.config import Config, TrainConfig, load_config
-from cluster.left_out import Losses, settle_subtitles
-from cluster.train import QuestionStream, collect_step
+from cluster.questions.left_out import Losses, settle_subtitles
+from cluster.questions.stream import QuestionStream, load_questions
+from cluster.resolve import resolve
+from cluster.training.train import collect_step
 from services.errors import UserError
 from services.schema import Group, LeftOut, Question
 from services.toyworld import MODELS
@@ -75,9 +76,10 @@ def test_a_model_folder_that_lacks_something(file: str, what: str, mllm: Path, t
 def test_clip_computes_in_bfloat16_where_it_pays(
     dtype: str, num_gpus: float, flags: str | None, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "CPUINFO", tmp_path / "cpuinfo")
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr("cluster.resolve.CPUINFO", cpuinfo)
     if flags is not None:
-        checks.CPUINFO.write_text(f"flags\t\t: {flags}\n")
+        cpuinfo.write_text(f"flags\t\t: {flags}\n")
     config = load_config(TOY, [f"--embedder.dtype={dtype}", f"--embedder.num_gpus={num_gpus}"])
     assert resolve(config, None).embedder.dtype == used
 

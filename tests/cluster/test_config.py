@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from cluster.cli import TOY, run
 from cluster.config import RECIPES, Config, dotted_fields, fields_help, load_config
 from cluster.dry_run import estimate, training_bytes
-from cluster.placement import Bundle, misfits, plan
 from cluster.read_yaml import read_yaml
+from cluster.training.placement import Bundle, misfits, plan
 from learners.config import PolicyConfig
 from services.errors import UserError
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster import connection
 from cluster.config import ClusterConfig
-from cluster.connection import connect
+from cluster.training import connection
+from cluster.training.connection import connect
 from services.errors import UserError
 
 
@@ -57,7 +57,7 @@ def test_what_a_dead_cluster_left_behind(hurried: None, monkeypatch: pytest.Monk
 
 JOIN = """
 from cluster.config import ClusterConfig
-from cluster.connection import connect
+from cluster.training.connection import connect
 from services.errors import UserError
 try:
     connect(ClusterConfig(address={address!r}))

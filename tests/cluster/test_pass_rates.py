@@ -11,7 +11,7 @@ import pytest
 
 from cluster.cli import TOY
 from cluster.config import Config, load_config
-from cluster.pass_rates import PassRates
+from cluster.preparing.pass_rates import PassRates
 from services.schema import Question, Video
 
 QUESTION = Question("q", "a.mp4", "What colour is the star?", ("red", "blue"), "A", subtitles="a.srt")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import run
-from cluster.run_folder import run_folder
+from cluster.training.run_folder import run_folder
 from services import jsonl
 from services.checkpoints import checkpoint_folder
 from services.errors import UserError
@@ -39,7 +39,7 @@ def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_killed_start_is_not_in_the_way(tmp_path: Path) -> None:
-    hold = "import sys, time\nfrom pathlib import Path\nfrom cluster.run_folder import run_folder\n" + (
+    hold = "import sys, time\nfrom pathlib import Path\nfrom cluster.training.run_folder import run_folder\n" + (
         "with run_folder(Path(sys.argv[1]), 'toy'):\n    print('held', flush=True)\n    sys.stdin.read()"
     )
     command = [sys.executable, "-c", hold, str(tmp_path / "run")]

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from cluster.cli import TOY
 from cluster.config import load_config
-from cluster.left_out import Losses
-from cluster.prepare import write_summary
+from cluster.preparing.prepare import write_summary
+from cluster.questions.left_out import Losses
 from cluster.report import write_report
-from cluster.train import train
-from cluster.validation import Validation
+from cluster.training.train import train
+from cluster.training.validation import Validation
 from services import jsonl
 from services.checkpoints import checkpoint_folder, latest_checkpoint
 from services.errors import UserError

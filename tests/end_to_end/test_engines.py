@@ -16,11 +16,11 @@ from ray.actor import ActorHandle
 from safetensors.torch import load_file, save_file
 
 from actors.prompts import answer_messages
-from cluster.checks import load_questions
 from cluster.config import Config
 from cluster.dry_run import count_parameters
-from cluster.fleet import new_store, start_rollouts
-from cluster.placement import Placement, plan_engines
+from cluster.questions.stream import load_questions
+from cluster.training.fleet import new_store, start_rollouts
+from cluster.training.placement import Placement, plan_engines
 from learners.credit import PolicySample
 from learners.mllm import load_mllm
 from learners.policy import PolicyLearner

@@ -22,11 +22,11 @@ import torch
 
 from actors.prompts import answer_messages
 from actors.rollout import RolloutActor
-from cluster.checks import load_questions
 from cluster.config import Config
-from cluster.fleet import Fleet, collector, prepare, start
-from cluster.placement import Placement, plan
-from cluster.train import Clock, publish, update
+from cluster.questions.stream import load_questions
+from cluster.training.fleet import Fleet, collector, prepare, start
+from cluster.training.placement import Placement, plan
+from cluster.training.train import Clock, publish, update
 from learners.credit import PolicySample
 from services.errors import QuestionError
 from services.schema import Group, LeftOut, Turn

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster.checks import load_questions
 from cluster.config import Config
-from cluster.connection import COMMON_ENV
+from cluster.questions.stream import load_questions
+from cluster.training.connection import COMMON_ENV
 from learners.credit import PolicySample
 from services.frames import FrameCache
 from services.positions import mrope_positions, seconds_per_grid

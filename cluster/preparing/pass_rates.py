@@ -25,8 +25,8 @@ from actors.collector import stream, together
 from actors.prompts import answer_messages, parse_answer
 from actors.turns import Turns
 from cluster.config import Config
-from cluster.fleet import rollout_pool
-from cluster.left_out import settle_subtitles
+from cluster.questions.left_out import settle_subtitles
+from cluster.training.fleet import rollout_pool
 from services.errors import QuestionError, VideoError
 from services.frames import FrameCache
 from services.schema import LeftOut, Question, Video

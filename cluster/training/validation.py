@@ -15,10 +15,9 @@ import numpy as np
 
 from actors.prompts import parse_answer
 from cluster.config import Config
-from cluster.fleet import Fleet, collector
-from cluster.left_out import Losses
+from cluster.questions.left_out import Losses
+from cluster.training.fleet import Fleet, collector
 from services.errors import QuestionError
-from services.questions import read_questions
 from services.schema import Group, LeftOut, Question, Trajectory, Video
 from services.selection.uniform import uniform_frames
 from services.toyworld.truth import Truth, read_truth
@@ -109,8 +108,3 @@ def describe(groups: Sequence[Group], truth: Mapping[str, Truth], num_questions:
         metrics["validation/queries_right"] = float(np.mean([true.asked(its.queries) for its, true in known]))
         metrics["validation/moments_seen"] = float(np.mean([true.seen(its.selection.frames) for its, true in known]))
     return metrics
-
-
-def read_held_out(config: Config) -> list[Question]:
-    """The questions of `data.validation`; none when there is none."""
-    return read_questions(config.data.validation, config.data.video_root) if config.data.validation else []

@@ -24,8 +24,8 @@ from actors.rollout import RolloutActor, engine_env
 from actors.selectors import SelectorActor
 from actors.turns import Turns
 from cluster.config import Config
-from cluster.connection import COMMON_ENV, connect
-from cluster.placement import Placement, plan, plan_engines
+from cluster.training.connection import COMMON_ENV, connect
+from cluster.training.placement import Placement, plan, plan_engines
 from learners.config import LearnerConfig
 from learners.policy import PolicyLearner
 from learners.rank import LearnerGroup, LearnerRank

@@ -133,7 +133,7 @@ def _pipeline(config: Config, paths: Sequence[str], retry: bool) -> Iterator[dic
     """Rows as they get ready, in no order."""
     import ray
 
-    from cluster.connection import COMMON_ENV, connect
+    from cluster.training.connection import COMMON_ENV, connect
 
     connect(config.cluster)
     try:
@@ -209,25 +209,3 @@ def write_summary(path: Path, prepared: Sequence[Prepared]) -> None:
     with writing(path):
         summary = json.dumps({"videos": [asdict(row) for row in prepared]}, indent=1, ensure_ascii=False)
         path.write_text(summary, errors="backslashreplace")  # as JSON writes names that are not UTF-8
-
-
-def peek(config: Config, video: Path, seconds: Sequence[float], out: Path) -> list[Path]:
-    """Write the cached frames on screen at `seconds` of a video as PNG files; decodes the video if the cache lacks it.
-
-    Raises VideoError when it cannot be decoded, UserError for a second past its end.
-    """
-    from PIL import Image
-
-    frames = FrameCache.of(config.data, config.frames)
-    known = frames.prepare(video)
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    written = []
-    for second in seconds:
-        if not 0 <= second < known.num_frames:
-            raise UserError(f"--at {second:g}: {video} has frames of seconds 0 to {known.num_frames - 1}")
-        written.append(out / f"{video.stem}-{int(second):05d}.png")
-        with writing(written[-1]):
-            Image.fromarray(frames.read(known.key, [int(second)])[0]).save(written[-1])
-    frames.close()
-    return written

@@ -10,11 +10,10 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import yaml
 from rich.console import Console
@@ -22,11 +21,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from actors.pool import Pool
 from cluster.config import Config, TrainConfig
-from cluster.fleet import Fleet, collector, fleet, prepare
-from cluster.left_out import Losses
+from cluster.questions.left_out import Losses
+from cluster.questions.stream import QuestionStream
 from cluster.report import report_run
-from cluster.run_folder import CONFIG
-from cluster.validation import Validation
+from cluster.training.fleet import Fleet, collector, fleet, prepare
+from cluster.training.run_folder import CONFIG
+from cluster.training.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
 from learners.policy import mismatch_alarm
 from learners.rank import LearnerGroup
@@ -155,44 +155,6 @@ async def checkpoint(actors: Fleet, run_dir: Path, step: int) -> None:
                 await learner.call("save", str(partial / learner.network))
         versions = {part.network: part.version for part in (actors.policy, actors.sampler) if part is not None}
         (partial / "state.json").write_text(json.dumps({"step": step, "versions": versions}))
-
-
-class QuestionStream:
-    """All questions, epoch after epoch, each epoch in a new order that the seed decides."""
-
-    def __init__(self, questions: Sequence[Question], seed: int) -> None:
-        self._questions, self._seed, self._epoch = questions, seed, 0
-        self._ahead: list[Question] = []
-        self._left_out: set[str] = set()
-
-    def leave_out(self, questions: Iterable[Question]) -> None:
-        """Never take these any more."""
-        self._left_out |= {question.id for question in questions}
-        self._ahead = [question for question in self._ahead if question.id not in self._left_out]
-
-    def take(self, count: int, taken: Sequence[Question] = ()) -> list[Question]:
-        """The next `count` questions that are none of `taken`, all different; fewer where there are no more.
-
-        What is passed over stays at the front for the next call.
-        """
-        used = {question.id for question in taken}
-        found: list[Question] = []
-        place = 0
-        while len(found) < min(count, len(self._questions) - len(self._left_out) - len(taken)):
-            if place == len(self._ahead):
-                self._next_epoch()
-            if self._ahead[place].id in used:
-                place += 1
-                continue
-            found.append(self._ahead.pop(place))
-            used.add(found[-1].id)
-        return found
-
-    def _next_epoch(self) -> None:
-        order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._questions))
-        epoch = [self._questions[index] for index in order]
-        self._ahead += [question for question in epoch if question.id not in self._left_out]
-        self._epoch += 1
 
 
 class Clock:

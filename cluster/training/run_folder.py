@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.validation import SUMMARY
+from cluster.training.validation import SUMMARY
 from services import jsonl, metrics, trajectories
 from services.checkpoints import latest_checkpoint
 from services.errors import UserError
