@@ -31,8 +31,8 @@ from cluster.config import ClusterConfig
 from cluster.training.connection import COMMON_ENV, connect
 from learners.config import SamplerConfig
 from learners.credit import SamplerSample, sampler_batch
+from learners.group import LearnerGroup
 from learners.plackett_luce import log_prob
-from learners.rank import LearnerGroup
 from learners.sampler import SamplerLearner
 from learners.unet import UNetSampler, collate, make_sampler
 from services.schema import Group

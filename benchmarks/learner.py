@@ -52,10 +52,10 @@ from benchmarks.random_turns import SHAPES, RandomFrames, make_folder, make_samp
 from cluster.resolve import multiplies_in_bfloat16
 from learners.config import PolicyConfig
 from learners.credit import PolicySample
+from learners.micro_batches import plan_micro_batches
 from learners.mllm import LOGIT_CHUNK, PolicyNetwork, prepare_mllm
 from learners.packing import ATTENTION, packed_attention, plan_families
 from learners.policy import PolicyLearner
-from learners.rank import plan_micro_batches
 from learners.vision_attention import GroupedVisionAttention
 from services.config import DataConfig, FramesConfig
 

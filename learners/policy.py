@@ -24,10 +24,11 @@ import torch
 from learners.config import PolicyConfig
 from learners.credit import PolicySample
 from learners.lora import LoraLinear, without_adapters
+from learners.micro_batches import plan_micro_batches
 from learners.mllm import PolicyNetwork, count_chunks, load_mllm
 from learners.objectives import clipped_policy_loss, importance_weights, kl_estimate, sequence_log_ratio
 from learners.packing import Family, plan_families, spans
-from learners.rank import LearnerRank, Published, plan_micro_batches
+from learners.rank import LearnerRank, Published
 from services.config import DataConfig, FramesConfig
 from services.errors import TrainingError
 from services.frames import FrameCache

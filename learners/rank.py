@@ -1,13 +1,12 @@
-"""What both learners are made of: a group of Ray actors, each one DeepSpeed rank, driven in lockstep.
+"""One DeepSpeed rank, a Ray actor: what both learners share of accumulating, stepping, publishing and saving.
 
-Invariants: every rank gets the same samples by reference and takes its own share of one global plan, so the ranks agree on
-the number of forward passes without talking; losses are normalised by global counts, so the split changes nothing; a loss
-or a gradient that is not finite stops the run before the weights take it in; every remote call has a deadline.
+Invariants: every rank takes its own share of one global plan, so the ranks agree on the number of forward passes without
+talking; losses are normalised by global counts, so the split changes nothing; a loss that is not finite stops the run before
+the weights take it in, a gradient before they are published.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import socket
@@ -22,45 +21,12 @@ from typing import Any
 import ray
 import torch
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learners.config import LearnerConfig
 from learners.lora import LoraLinear
-from learners.schedule import learning_rates
-from services import remote
 from services.errors import TrainingError
 from services.weights import plan_buckets, write_bucket
 from services.writing import writing
-
-BEHIND_A_FAULT = 5.0
-"""Seconds that the other ranks get to say why one of them failed."""
-
-
-def plan_micro_batches(
-    lengths: Sequence[int], budget: int, world_size: int, padded: bool = True
-) -> list[list[list[int]]]:
-    """Item indices by rank and micro-batch: sorted by length, at most `budget` tokens each (or one item).
-
-    `padded`: every item of a micro-batch takes the room of its longest. Every rank gets the same number of micro-batches;
-    where they do not divide evenly the surplus ones are empty.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    batches: list[list[int]] = []
-    room = 0
-    for index in order:
-        needed = lengths[batches[-1][0]] if padded and batches else lengths[index]
-        if needed > room:
-            batches.append([])
-            needed, room = lengths[index], budget
-        batches[-1].append(index)
-        room -= needed
-    # Few batches for many ranks: cut the fullest, so that no rank idles while another works.
-    while len(batches) < world_size and max(map(len, batches)) > 1:
-        fullest = max(batches, key=len)
-        batches.remove(fullest)
-        batches += [fullest[::2], fullest[1::2]]
-    batches += [[] for _ in range(-len(batches) % world_size)]
-    return [batches[rank::world_size] for rank in range(world_size)]
 
 
 @dataclass(frozen=True)
@@ -289,85 +255,3 @@ class LearnerRank(ABC):
 
         parameters = [parameter for weight in weights for parameter in weight.parameters]
         return deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3)
-
-
-class LearnerGroup:
-    """The driver's handle on all ranks of one learner."""
-
-    def __init__(self, network: str, ranks: Sequence[ActorHandle], config: LearnerConfig, steps: int) -> None:
-        self.network, self._ranks, self._deadline = network, list(ranks), config.deadline
-        self._learning_rate = learning_rates(config, steps)
-        self.version = 0
-        """Newest version published; 0 is the network as it was loaded."""
-        self.is_ahead = False
-        """The network has learnt since it was last published."""
-
-    @classmethod
-    async def start(
-        cls,
-        rank_class: type[LearnerRank],
-        arguments: tuple[Any, ...],
-        config: LearnerConfig,
-        env: dict[str, str],
-        bundles: Sequence[PlacementGroupSchedulingStrategy],
-        steps: int = 1,
-    ) -> LearnerGroup:
-        """One actor per bundle, connected to each other.
-
-        `arguments`: those of `rank_class` before its rank. `steps`: those of the run, for learning rates that fall.
-        """
-        start: Any = ray.remote(rank_class)
-        env = env | {"DS_ACCELERATOR": config.device}
-        ranks = [
-            start.options(
-                num_cpus=config.num_cpus,
-                num_gpus=config.num_gpus,
-                scheduling_strategy=bundle,
-                runtime_env={"env_vars": env},
-            ).remote(*arguments, rank)
-            for rank, bundle in enumerate(bundles)
-        ]
-        group = cls(rank_class.network, ranks, config, steps)
-        address, port = await group._call(0, "address", ())
-        await group.call("connect", address, port)
-        return group
-
-    async def update(self, batch: Any, step: int) -> dict[str, float]:
-        """One optimizer step; the ranks read the batch from the object store. Returns metrics."""
-        await self.call("set_learning_rate", self._learning_rate(step))
-        metrics = await self.call("update", ray.put(batch), step)
-        self.is_ahead = True
-        return metrics | self._own_metrics(step, skipped=0.0)
-
-    def idle(self, step: int) -> dict[str, float]:
-        """The metrics of a step that held no signal for this network: nothing moves."""
-        return self._own_metrics(step, loss=0.0, grad_norm=0.0, skipped=1.0)
-
-    def _own_metrics(self, step: int, **metrics: float) -> dict[str, float]:
-        metrics |= {"learning_rate": self._learning_rate(step), "version": float(self.version + self.is_ahead)}
-        return {f"{self.network}/{name}": value for name, value in metrics.items()}
-
-    async def publish(self, store: ActorHandle) -> None:
-        """The network as it is becomes the store's next version."""
-        await self.call("publish", store, self.version + 1)
-        self.version, self.is_ahead = self.version + 1, False
-
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """Run `method` on every rank; rank 0's result.
-
-        The first error of any rank is raised, not waited out. When it is a fault, as a broken connection to a rank that
-        died is, the others get a moment to say what is behind it.
-        """
-        calls = [asyncio.ensure_future(self._call(rank, method, arguments)) for rank in range(len(self._ranks))]
-        try:
-            return (await asyncio.gather(*calls))[0]
-        except remote.FOR_A_PERSON:
-            raise
-        except Exception as fault:
-            done, _ = await asyncio.wait(calls, timeout=BEHIND_A_FAULT)
-            errors = [error for call in done if (error := call.exception())]
-            raise next((error for error in errors if isinstance(error, remote.FOR_A_PERSON)), fault) from None
-
-    async def _call(self, rank: int, method: str, arguments: tuple[Any, ...]) -> Any:
-        name = f"{self.network} learner, rank {rank}"
-        return await remote.call(self._ranks[rank], name, method, arguments, self._deadline)

@@ -15,8 +15,9 @@ import torch
 
 from learners.config import SamplerConfig
 from learners.credit import SamplerSample
+from learners.micro_batches import plan_micro_batches
 from learners.plackett_luce import entropy, independent_log_prob, log_prob
-from learners.rank import LearnerRank, Published, plan_micro_batches
+from learners.rank import LearnerRank, Published
 from services.checkpoints import save_sampler
 from services.weights import SAMPLER
 

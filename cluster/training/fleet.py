@@ -27,8 +27,9 @@ from cluster.config import Config
 from cluster.training.connection import COMMON_ENV, connect
 from cluster.training.placement import Placement, plan, plan_engines
 from learners.config import LearnerConfig
+from learners.group import LearnerGroup
 from learners.policy import PolicyLearner
-from learners.rank import LearnerGroup, LearnerRank
+from learners.rank import LearnerRank
 from learners.sampler import SamplerLearner
 from services.errors import VideoError
 from services.schema import Question, Video

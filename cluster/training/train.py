@@ -28,8 +28,8 @@ from cluster.training.fleet import Fleet, collector, fleet, prepare
 from cluster.training.run_folder import CONFIG
 from cluster.training.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
+from learners.group import LearnerGroup
 from learners.policy import mismatch_alarm
-from learners.rank import LearnerGroup
 from services.checkpoints import checkpoint_folder
 from services.errors import UserError
 from services.metrics import MetricsSink

@@ -15,7 +15,7 @@ from actors.selectors import SelectorActor
 from cluster.config import Config
 from cluster.training.connection import COMMON_ENV
 from learners.config import SamplerConfig
-from learners.rank import LearnerGroup
+from learners.group import LearnerGroup
 from learners.sampler import SamplerLearner
 from services.weights import create_store
 from tests.learners.turns import ENV

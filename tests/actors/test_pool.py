@@ -19,8 +19,8 @@ from actors.rollout import RolloutActor
 from actors.selectors import SelectorActor
 from learners import rank
 from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
+from learners.group import LearnerGroup
 from learners.policy import PolicyLearner
-from learners.rank import LearnerGroup
 from learners.sampler import SamplerLearner
 from services.config import DataConfig, FramesConfig
 from services.errors import TrainingError, UserError, VideoError

@@ -22,9 +22,9 @@ from cluster.questions.stream import load_questions
 from cluster.training.fleet import new_store, start_rollouts
 from cluster.training.placement import Placement, plan_engines
 from learners.credit import PolicySample
+from learners.group import LearnerGroup
 from learners.mllm import load_mllm
 from learners.policy import PolicyLearner
-from learners.rank import LearnerGroup
 from services.errors import TrainingError, UserError
 from services.frames import FrameCache
 from services.schema import Question, Turn, VisualInput

@@ -12,8 +12,8 @@ import torch
 from cluster.config import Config
 from learners.config import PolicyConfig
 from learners.credit import PolicySample
+from learners.group import LearnerGroup
 from learners.policy import PolicyLearner
-from learners.rank import LearnerGroup
 from tests.learners.turns import ENV, load_plain, policy_samples, reference_log_probs
 
 

@@ -18,9 +18,10 @@ import torch
 from cluster.config import Config
 from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
 from learners.credit import SamplerSample
+from learners.group import LearnerGroup
 from learners.lora import LORA_TARGETS
 from learners.policy import PolicyLearner
-from learners.rank import LearnerGroup, LearnerRank
+from learners.rank import LearnerRank
 from learners.sampler import SamplerLearner
 from services.errors import TrainingError, UserError
 from services.schema import Selection

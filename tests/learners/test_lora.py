@@ -15,10 +15,10 @@ import torch
 from cluster.config import Config
 from learners.config import PolicyConfig
 from learners.credit import PolicySample
+from learners.group import LearnerGroup
 from learners.lora import adapt, without_adapters
 from learners.mllm import PolicyNetwork, load_mllm
 from learners.policy import PolicyLearner
-from learners.rank import LearnerGroup
 from tests.learners.turns import ENV, policy_samples
 
 

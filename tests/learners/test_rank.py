@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from learners.config import LearnerConfig
-from learners.rank import LearnerGroup, LearnerRank, Published, plan_micro_batches
+from learners.group import LearnerGroup
+from learners.micro_batches import plan_micro_batches
+from learners.rank import LearnerRank, Published
 from tests.learners.turns import ENV
 
 PASSES, RANKS, RATE = 64, 2, 1e-3
