@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.video import FPS, TOKENS, make_clip, repeat, seconds_of
-from services import toyworld
+from cluster import toyworld
 from services.frames import FrameCache
 
 HOUR = 3600

@@ -27,11 +27,11 @@ from matplotlib.figure import Figure
 
 from cluster.cli import TOY
 from cluster.config import load_config
-from cluster.toyworld import make_world
+from cluster.toyworld import ToyWorld
+from cluster.toyworld.make import make_world
 from cluster.training.validation import SUMMARY
 from services.checkpoints import latest_checkpoint
 from services.metrics import read_metrics
-from services.toyworld import ToyWorld
 
 FIRST, STEPS = 120, 40
 """Training steps: of stage 1, whose network most cells start from, and of what follows."""

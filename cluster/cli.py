@@ -181,7 +181,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.checks import check_inputs
     from cluster.questions.stream import load_questions, read_held_out
     from cluster.resolve import resolve
-    from cluster.toyworld import make_world
+    from cluster.toyworld.make import make_world
     from cluster.training.run_folder import run_folder
     from cluster.training.train import train
 
@@ -196,7 +196,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
 
 def _toyworld(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.config import load_config
-    from cluster.toyworld import make_world, train_models
+    from cluster.toyworld.make import make_world, train_models
     from services.errors import UserError
 
     seed = [] if options.seed is None else [f"--toyworld.seed={options.seed}"]

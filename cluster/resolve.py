@@ -6,8 +6,8 @@ from pathlib import Path
 
 from actors.config import EmbedderConfig
 from cluster.config import Config
+from cluster.toyworld import MODELS, ToyWorld
 from services.errors import UserError
-from services.toyworld import MODELS, ToyWorld
 
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}

@@ -104,7 +104,7 @@ def toy_config(toy_overrides: list[str]) -> Config:
     from cluster.cli import TOY
     from cluster.config import load_config
     from cluster.resolve import resolve
-    from cluster.toyworld import make_world
+    from cluster.toyworld.make import make_world
 
     config = load_config(TOY, toy_overrides)
     return resolve(config, make_world(config))

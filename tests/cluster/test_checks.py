@@ -21,10 +21,10 @@ from cluster.config import Config, TrainConfig, load_config
 from cluster.questions.left_out import Losses, settle_subtitles
 from cluster.questions.stream import QuestionStream, load_questions
 from cluster.resolve import resolve
+from cluster.toyworld import MODELS
 from cluster.training.train import collect_step
 from services.errors import UserError
 from services.schema import Group, LeftOut, Question
-from services.toyworld import MODELS
 
 
 def with_model(config: Config, folder: Path) -> Config:

@@ -17,6 +17,7 @@ from cluster.config import load_config
 from cluster.preparing.prepare import write_summary
 from cluster.questions.left_out import Losses
 from cluster.report import write_report
+from cluster.toyworld import make_toy_world
 from cluster.training.train import train
 from cluster.training.validation import Validation
 from services import jsonl
@@ -25,7 +26,6 @@ from services.errors import UserError
 from services.questions import write_questions
 from services.schema import Question
 from services.storage import written_whole
-from services.toyworld import make_toy_world
 from tests.full_disk import full_disk
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.cli import TOY
 from cluster.config import load_config
-from cluster.toyworld import make_world
+from cluster.toyworld.make import make_world
 from services.metrics import read_metrics
 from tests.end_to_end.test_command import train
 

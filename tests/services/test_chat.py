@@ -13,11 +13,11 @@ import pytest
 from transformers import AutoProcessor, AutoTokenizer
 
 from actors.prompts import answer_messages, query_messages
+from cluster.toyworld import MODELS, dialogues
 from services.chat import Chat, Message, control_tokens
 from services.errors import UserError
 from services.questions.subtitles import Subtitle
 from services.schema import Question
-from services.toyworld import MODELS, dialogues
 
 QUESTION = Question("q", "/v.mp4", "What is red?", ("star", "ring"), "B")
 SAID = Subtitle(0.0, 3.0, "here it comes")

@@ -19,8 +19,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from services.toyworld.gallery import Gallery
-from services.toyworld.words import COLOURS, PLACES, SHAPES, Thing, caption
+from cluster.toyworld.gallery import Gallery
+from cluster.toyworld.words import COLOURS, PLACES, SHAPES, Thing, caption
 
 CONTEXT = 20
 """Tokens of the text tower, start and end included."""

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from services.toyworld import Progress
-from services.toyworld.clip import captions, train_clip
-from services.toyworld.cold_start import corpus, train_mllm
-from services.toyworld.dialogues import PromptBuilder
-from services.toyworld.gallery import Gallery
+from cluster.toyworld import Progress
+from cluster.toyworld.clip import captions, train_clip
+from cluster.toyworld.cold_start import corpus, train_mllm
+from cluster.toyworld.dialogues import PromptBuilder
+from cluster.toyworld.gallery import Gallery
 
 STEPS = {"clip": 1200, "sight": 1200, "talk": 2600}
 """Of the CLIP, and of the MLLM's two parts."""

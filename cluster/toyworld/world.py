@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.toyworld.pictures import Scene, encode
+from cluster.toyworld.questions import NUM_OPTIONS, Asked, Palette, ask, look_alikes
+from cluster.toyworld.words import Thing
 from services.config import ToyWorldConfig
 from services.schema import LETTERS, Question
-from services.toyworld.pictures import Scene, encode
-from services.toyworld.questions import NUM_OPTIONS, Asked, Palette, ask, look_alikes
-from services.toyworld.words import Thing
 
 SPLITS = ("train", "validation", "test")
 SCENE_SECONDS = (5, 20)

@@ -6,8 +6,8 @@ from itertools import product
 
 import numpy as np
 
-from services.toyworld.pictures import Scene
-from services.toyworld.words import COLOURS, PLACES, SHAPES, Thing
+from cluster.toyworld.pictures import Scene
+from cluster.toyworld.words import COLOURS, PLACES, SHAPES, Thing
 from services.visual import resize
 
 NOISE = 6

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from cluster.toyworld.questions import NUM_OPTIONS, Asked, Palette, ask, look_alikes
+from cluster.toyworld.words import ALIASES, COLOURS, SHAPES, Thing
 from services.schema import LETTERS, Question
-from services.toyworld.questions import NUM_OPTIONS, Asked, Palette, ask, look_alikes
-from services.toyworld.words import ALIASES, COLOURS, SHAPES, Thing
 
 PromptBuilder = Callable[[Question], list[dict[str, Any]]]
 """The chat messages of one turn."""

@@ -17,14 +17,14 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from actors.prompts import answer_messages, parse_answer, parse_queries, query_messages
+from cluster.toyworld import MODELS, dialogues
+from cluster.toyworld.dialogues import Dialogue, answers, queries
+from cluster.toyworld.gallery import Gallery
+from cluster.toyworld.questions import Asked
+from cluster.toyworld.recipe import train_models
+from cluster.toyworld.words import ALIASES, COLOURS, SHAPES, caption
 from services.positions import seconds_per_grid
-from services.toyworld import MODELS, dialogues
-from services.toyworld.dialogues import Dialogue, answers, queries
-from services.toyworld.gallery import Gallery
-from services.toyworld.questions import Asked
-from services.toyworld.recipe import train_models
-from services.toyworld.truth import Truth
-from services.toyworld.words import ALIASES, COLOURS, SHAPES, caption
+from services.questions.evidence import Evidence
 from services.vision import PROCESSOR_KWARGS
 
 QUERY_PROMPT = partial(query_messages, show_options=True, max_queries=4)
@@ -149,7 +149,7 @@ def test_mllm_asks_the_right_queries_only_sometimes(
     right = []
     for turn in islice(queries(np.random.default_rng(0), QUERY_PROMPT, 4), 60):
         written, formatted = parse_queries(reply_to(turn, 28, gallery, mllm, sampled=True))
-        right.append(formatted and Truth(asked[-1].wanted, ()).asked(written) == 1.0)
+        right.append(formatted and Evidence(asked[-1].wanted, ()).asked(written) == 1.0)
     assert 0.25 <= np.mean(right) <= 0.65
 
 

@@ -25,14 +25,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2Tokenizer
 
+from cluster.toyworld.dialogues import ANSWER, Dialogue, PromptBuilder, answers, queries
+from cluster.toyworld.gallery import Gallery
+from cluster.toyworld.mllm import CHAT_TEMPLATE, HIDDEN, make_config, make_processor, save_mllm
+from cluster.toyworld.questions import NUM_OPTIONS, pair
+from cluster.toyworld.words import COLOURS, PLACES, SHAPES, Thing
 from services.chat import Chat
 from services.positions import mrope_positions, seconds_per_grid
 from services.schema import LETTERS
-from services.toyworld.dialogues import ANSWER, Dialogue, PromptBuilder, answers, queries
-from services.toyworld.gallery import Gallery
-from services.toyworld.mllm import CHAT_TEMPLATE, HIDDEN, make_config, make_processor, save_mllm
-from services.toyworld.questions import NUM_OPTIONS, pair
-from services.toyworld.words import COLOURS, PLACES, SHAPES, Thing
 from services.vision import PROCESSOR_KWARGS
 
 SEE_PAIRS, SEE_LR = 64, 1.5e-3

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cluster.toyworld.words import COLOURS, PLACES, SHAPES, Thing, called, caption
 from services.schema import LETTERS
-from services.toyworld.words import COLOURS, PLACES, SHAPES, Thing, called, caption
 
 RESERVES = {"colour": (1, 0), "shape": (0, 1), "place": (1, 1), "after": (1, 0), "both": (2, 0)}
 """Shapes and colours that a question of each kind reserves."""

@@ -24,10 +24,10 @@ from rich.progress import (
 )
 
 from actors.prompts import answer_messages, query_messages
+from cluster import toyworld
 from cluster.config import Config
-from services import toyworld
+from cluster.toyworld import ToyWorld, make_toy_world, toy_world
 from services.config import ToyWorldConfig
-from services.toyworld import ToyWorld, make_toy_world, toy_world
 from services.writing import writing
 
 
@@ -73,7 +73,7 @@ def _make(config: ToyWorldConfig, root: Path) -> ToyWorld:
 
 
 def _train(folder: Path, seed: int, query_prompt: partial[list[dict[str, object]]]) -> None:
-    from services.toyworld.recipe import train_models
+    from cluster.toyworld.recipe import train_models
 
     with _progress() as progress, writing(folder):
         train_models(folder, seed, query_prompt, answer_messages, progress)

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from services.toyworld.words import COLOURS, PLACES, Thing
+from cluster.toyworld.words import COLOURS, PLACES, Thing
 
 SIDE, FPS = 112, 2
 """Pixels of a picture's sides (16 visual tokens), and encoded frames per second."""

@@ -62,7 +62,7 @@ def make_toy_world(config: ToyWorldConfig, root: Path, progress: Progress) -> To
     world = toy_world(config, root)
     if world.root.is_dir():
         return world
-    from services.toyworld.world import SPLITS, write_split  # a world that exists needs no video encoder
+    from cluster.toyworld.world import SPLITS, write_split  # a world that exists needs no video encoder
 
     with writing(world.root):
         world.root.parent.mkdir(parents=True, exist_ok=True)
