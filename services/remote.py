@@ -29,7 +29,7 @@ async def call(actor: ActorHandle, name: str, method: str, arguments: tuple[Any,
     try:
         return await asyncio.wait_for(reference, deadline)
     except asyncio.CancelledError:
-        ray.cancel(reference)
+        _abandon(reference)
         raise
     except ray.exceptions.RayTaskError as error:  # before TimeoutError: the actor's own arrives as both
         cause = raised(error)
@@ -44,8 +44,14 @@ async def call(actor: ActorHandle, name: str, method: str, arguments: tuple[Any,
     except ray.exceptions.RayError as error:
         raise TrainingError(f"{where}: {type(error).__name__}: {error}; {log_of(actor)}") from None
     except TimeoutError:
-        ray.cancel(reference)
+        _abandon(reference)
         raise TrainingError(f"{where} was not done within {deadline:g} s; {log_of(actor)}") from None
+
+
+def _abandon(reference: Any) -> None:
+    """Tell the actor that nobody waits for the call any more, unless the cluster itself has been stopped."""
+    if ray.is_initialized():
+        ray.cancel(reference)
 
 
 def raised(error: BaseException) -> BaseException:

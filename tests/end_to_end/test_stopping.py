@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -30,7 +31,12 @@ def test_a_stopped_command(
         "prepare": [toy_config.data.questions, f"--data.cache={tmp_path}", *toy_overrides[1:]],
     }[command]
     line = [sys.executable, "-m", "cluster.cli", command, *map(str, where)]
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as running:
+    heed = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # a suite in the background ignores it, and so would the child
+    with subprocess.Popen(
+        line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    ) as running:
         assert running.stderr
         until(lambda: list(workers(running, at_work)), running)
         started = psutil.Process(running.pid).children(recursive=True)
