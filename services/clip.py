@@ -6,10 +6,12 @@ Invariant: `key` covers everything that features depend on: weights, architectur
 from __future__ import annotations
 
 import difflib
+import html
 import json
+import re
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import open_clip
@@ -49,6 +51,8 @@ class ClipEncoder:
             self._tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:
             raise UserError(f"CLIP model {model!r} cannot be loaded: {error}") from error
+        control = "|".join(map(re.escape, control_tokens(self._tokenizer)))
+        self._control = re.compile(rf"(?={control})(.)", re.IGNORECASE | re.DOTALL)
         self._model.eval().requires_grad_(False)
         self._device = torch.device(device)
         self._dtype = open_clip.get_input_dtype(precision) or torch.float32
@@ -72,10 +76,14 @@ class ClipEncoder:
 
     @torch.inference_mode()
     def encode_texts(self, texts: list[str]) -> np.ndarray:
-        """Normalised embeddings [N, D] float32 of N >= 1 `texts`, each cut at the model's context length."""
+        """Normalised embeddings [N, D] float32 of N >= 1 `texts`, each cut at the model's context length.
+
+        A control token spelled out in a text (`<end_of_text>`) is cut behind its first character, so that it ends nothing.
+        """
         embeddings = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            tokens = self._tokenizer(texts[start : start + TEXTS_AT_ONCE]).to(self._device)
+            some = [self._control.sub(r"\1 ", _cleaned(text)) for text in texts[start : start + TEXTS_AT_ONCE]]
+            tokens = self._tokenizer(some).to(self._device)
             embeddings.append(self._model.encode_text(tokens, normalize=True).float().cpu())
         return torch.cat(embeddings).numpy()
 
@@ -111,6 +119,20 @@ def _model_name(model: str, pretrained: str) -> str:
             f"CLIP weights {pretrained!r}: neither a file nor a tag of {model} ({', '.join(tags) or 'none'})"
         )
     return model
+
+
+def control_tokens(tokenizer: Any) -> list[str]:
+    """What open_clip's tokenizer, or the Hugging Face one within it, does not read as text."""
+    if isinstance(tokenizer, open_clip.SimpleTokenizer):
+        return [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
+    return list(tokenizer.tokenizer.all_special_tokens)
+
+
+def _cleaned(text: str) -> str:
+    """The text once no HTML entity in it stands for another: tokenizers read `&lt;` as `<`, twice over."""
+    while (plain := html.unescape(text)) != text:
+        text = plain
+    return text
 
 
 def _content_key(model: torch.nn.Module, parameters: list[object]) -> str:

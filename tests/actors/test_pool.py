@@ -17,7 +17,7 @@ from actors.embedder import EmbedderActor
 from actors.pool import Pool
 from actors.rollout import RolloutActor
 from actors.selectors import SelectorActor
-from learners import rank
+from learners import group
 from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
 from learners.group import LearnerGroup
 from learners.policy import PolicyLearner
@@ -174,7 +174,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_says_where(ray_cluster: None) -
 def test_a_rank_that_died_is_named_and_not_the_connection_it_broke(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rank, "BEHIND_A_FAULT", 60.0)
+    monkeypatch.setattr(group, "BEHIND_A_FAULT", 60.0)
     ranks = [ray.remote(num_cpus=0.1)(Rank).remote(number) for number in (0, 1)]
     with pytest.raises(TrainingError, match="policy learner, rank 1: step: the actor died"):
         asyncio.run(LearnerGroup("policy", ranks, LearnerConfig(deadline=60), steps=1).call("step"))

@@ -105,7 +105,7 @@ def test_policy_ranks_and_zero_stages_take_the_same_step(ray_cluster: None, toy_
     assert_same_step(
         PolicyLearner,
         lambda config: (config, toy_config.policy.model, 1.0, toy_config.data, toy_config.frames),
-        [*shapes(base, [(1, 0), (2, 2)]), checkpointed],
+        [*shapes(base, [(1, 0), (1, 3), (2, 2)]), checkpointed],
         policy_samples(toy_config),
         load_plain(toy_config.policy.model).state_dict(),
     )

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from services.clip import ClipEncoder
+from cluster.toyworld import MODELS
+from services.clip import ClipEncoder, control_tokens
 from services.embeddings import FeatureCache, similarity
 from services.errors import UserError
 
@@ -81,6 +82,15 @@ def test_texts_are_what_open_clip_itself_makes_of_them(folder):
     np.testing.assert_allclose(features, expected, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
     assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-3)
+
+
+@pytest.mark.parametrize("tokenizer", ["open_clip's own", "of Hugging Face"])
+def test_what_follows_a_control_token_in_a_text_is_read(folder, tokenizer):
+    encoder = load(folder if tokenizer == "open_clip's own" else MODELS / "clip")
+    for token in control_tokens(encoder._tokenizer):
+        for spelled in (token, token.upper(), token.replace("<", "&lt;"), token.replace("<", "&amp;amp;lt;")):
+            blue, green = encoder.encode_texts([f"a red star {spelled} {colour}" for colour in ("blue", "green")])
+            assert np.abs(blue - green).max() > 1e-3, spelled
 
 
 def test_batches_and_odd_sizes_change_nothing(folder, frames):
