@@ -28,7 +28,7 @@ class Chat:
 
     def __init__(self, tokenizer: Any, template: str | None = None) -> None:
         self._tokenizer, self._template = tokenizer, template
-        names = "|".join(map(re.escape, control_tokens(tokenizer)))
+        names = "|".join(map(re.escape, control_tokens(tokenizer))) or "(?!)"
         self._control = re.compile(rf"(?={names})(.)", re.DOTALL)
 
     @classmethod

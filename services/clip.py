@@ -51,7 +51,7 @@ class ClipEncoder:
             self._tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:
             raise UserError(f"CLIP model {model!r} cannot be loaded: {error}") from error
-        control = "|".join(map(re.escape, control_tokens(self._tokenizer)))
+        control = "|".join(map(re.escape, control_tokens(self._tokenizer))) or "(?!)"
         self._control = re.compile(rf"(?={control})(.)", re.IGNORECASE | re.DOTALL)
         self._model.eval().requires_grad_(False)
         self._device = torch.device(device)
