@@ -62,14 +62,22 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
         ),
     ),
     ("Policy loss", "GRPO objective of the MLLM, per token.", (("policy/loss", "loss", BLUE),)),
-    ("Policy learning rate", "The step size of AdamW, set by policy.schedule.", (("policy/learning_rate", "rate", BLUE),)),
+    (
+        "Policy learning rate",
+        "The step size of AdamW, set by policy.schedule.",
+        (("policy/learning_rate", "rate", BLUE),),
+    ),
     ("Policy gradient norm", "Global L2 norm before clipping.", (("policy/grad_norm", "norm", BLUE),)),
     (
         "Mismatch KL",
         "Between the engine's and the learner's log-probabilities of the same tokens, nats per token.",
         (("policy/mismatch_kl", "KL", BLUE),),
     ),
-    ("Sampler learning rate", "The step size of AdamW, set by sampler.schedule.", (("sampler/learning_rate", "rate", BLUE),)),
+    (
+        "Sampler learning rate",
+        "The step size of AdamW, set by sampler.schedule.",
+        (("sampler/learning_rate", "rate", BLUE),),
+    ),
     ("Sampler loss", "REINFORCE objective of the frame sampler.", (("sampler/loss", "loss", BLUE),)),
     (
         "Sampler entropy",
