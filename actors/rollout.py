@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import ray
+from pydantic import ValidationError
 from ray.actor import ActorHandle
 
 from actors.config import RolloutConfig
 from actors.engine_loop import EngineLoop
 from services.chat import Chat, Message
 from services.config import DataConfig, FramesConfig
-from services.errors import QuestionError, TrainingError
+from services.errors import QuestionError, TrainingError, UserError
 from services.frames import FrameCache
 from services.schema import Turn, VisualInput
 from services.vision import PROCESSOR_KWARGS, engine_items, engine_names
@@ -75,29 +76,33 @@ class RolloutActor:
         self._frames, self._chat = FrameCache.of(data, frames), Chat.of(model)
         on_cpu = config.num_gpus == 0
         with_ray = "actors.cpu_executor.CpuRayExecutor" if on_cpu else "ray"
-        engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=model,
-                dtype=dtype,
-                tensor_parallel_size=config.tensor_parallel,
-                distributed_executor_backend="uni" if config.tensor_parallel == 1 else with_ray,
-                worker_extension_cls="services.weight_transfer.WeightTransferExtension",
-                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-                max_model_len=config.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                gpu_memory_utilization=config.gpu_memory_utilization,
-                enforce_eager=on_cpu,
-                skip_mm_profiling=on_cpu,
-                # A prompt cut into chunks rewinds its seeded generator, which the CPU's cannot do.
-                enable_chunked_prefill=not on_cpu,
-                max_num_batched_tokens=max(config.max_model_len, PREFILL_TOKENS),
-                limit_mm_per_prompt={"image": frames.budget if frames.shown_as == "images" else 0, "video": 1},
-                mm_processor_kwargs=PROCESSOR_KWARGS,
-                mm_processor_cache_gb=0,  # its two halves must see all requests in one order; frames are seldom shown twice
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",
+        try:
+            engine = LLMEngine.from_engine_args(
+                EngineArgs(
+                    model=model,
+                    dtype=dtype,
+                    tensor_parallel_size=config.tensor_parallel,
+                    distributed_executor_backend="uni" if config.tensor_parallel == 1 else with_ray,
+                    worker_extension_cls="services.weight_transfer.WeightTransferExtension",
+                    weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                    max_model_len=config.max_model_len,
+                    max_num_seqs=config.max_num_seqs,
+                    gpu_memory_utilization=config.gpu_memory_utilization,
+                    enforce_eager=on_cpu,
+                    skip_mm_profiling=on_cpu,
+                    # A prompt cut into chunks rewinds its seeded generator, which the CPU's cannot do.
+                    enable_chunked_prefill=not on_cpu,
+                    max_num_batched_tokens=max(config.max_model_len, PREFILL_TOKENS),
+                    limit_mm_per_prompt={"image": frames.budget if frames.shown_as == "images" else 0, "video": 1},
+                    mm_processor_kwargs=PROCESSOR_KWARGS,
+                    mm_processor_cache_gb=0,  # its two halves would have to see all requests in one order
+                    logprobs_mode="processed_logprobs",
+                    generation_config="vllm",
+                )
             )
-        )
+        except ValueError as error:  # which is how vLLM says that a setting does not fit the model or the machine
+            said = [one["msg"] for one in error.errors()] if isinstance(error, ValidationError) else [str(error)]
+            raise UserError(f"vLLM refuses what rollout and policy.model ask for: {'; '.join(said)}") from error
         engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"store": store_name}})
         self._loop = EngineLoop(engine)
         # One thread keeps the order, and the processors are made for one.
