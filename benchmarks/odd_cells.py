@@ -125,6 +125,9 @@ def _parquet(path: Path, rows: list[Any], rng: np.random.Generator) -> Path:
     for name in names:
         try:
             columns[name] = pa.array([row.get(name) for row in rows])
+            pq.write_table(
+                pa.table({name: columns[name]}), pa.BufferOutputStream()
+            )  # parquet refuses some of Arrow's types
         except (pa.ArrowException, ValueError, OverflowError, TypeError):
             texts = [None if row.get(name) is None else repr(row[name]) for row in rows]
             columns[name] = pa.array(texts)
