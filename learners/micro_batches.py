@@ -1,4 +1,4 @@
-"""The plan of micro-batches: which rank computes what in which forward pass: one global plan that every rank makes for itself.
+"""The plan of micro-batches: which rank computes what in which forward pass. Every rank makes the one plan for itself.
 
 Invariants: the plan is a function of the lengths alone, so the ranks agree without talking; every rank gets the same number of
 micro-batches.
