@@ -29,7 +29,7 @@ class ActorConfig(Section):
 
     @property
     def device(self) -> str:
-        """Where its tensors live: on a GPU only if one was asked for, whatever the machine has."""
+        """The device of its tensors: a GPU only if one was asked for, whatever the machine has."""
         return "cuda" if self.num_gpus else "cpu"
 
     @property

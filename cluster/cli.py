@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data_commands(commands: Any) -> None:
-    """Those about questions and videos. `commands`: argparse's own, whose type has no public name."""
+    """The commands about questions and videos. `commands`: argparse's own, whose type has no public name."""
     prepare = commands.add_parser("prepare", help="decode and embed videos ahead of training, only what is missing")
     prepare.add_argument("inputs", nargs="+", type=_path, help="questions files, folders of videos, videos")
     prepare.add_argument("--recipe", type=_path, default=TOY, help="decides frame size and CLIP; fields as in train")
@@ -273,7 +273,7 @@ def _prepare(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _questions_to_measure(options: argparse.Namespace, config: Config) -> list[Question]:
-    """Those of the questions file that `--pass-rate` is about; none without it."""
+    """The questions of the file that `--pass-rate` is about; none without it."""
     from services.errors import UserError
     from services.questions import check_suffix, read_questions
 

@@ -40,7 +40,7 @@ class LearnerConfig(Section):
 
     @property
     def device(self) -> str:
-        """Where its tensors live: on a GPU only if one was asked for, whatever the machine has."""
+        """The device of its tensors: a GPU only if one was asked for, whatever the machine has."""
         return "cuda" if self.num_gpus else "cpu"
 
 
@@ -68,7 +68,7 @@ class PolicyConfig(LearnerConfig):
     clip_high: float = Field(default=0.2, gt=0)
     """The ratio is clipped from above at 1 + clip_high."""
     dual_clip: float = Field(default=3.0, gt=1, allow_inf_nan=True)
-    """Where the advantage A is negative a token's loss is at most -A * dual_clip; `inf` turns it off."""
+    """The loss of a token whose advantage A is negative is at most -A * dual_clip; `inf` turns it off."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL to the initial model (paper: none). Above 0 the learner holds that model too, unless by LoRA."""
     kl: Literal["k1", "k2", "k3"] = "k3"

@@ -27,7 +27,7 @@ class PolicySample:
     turn: Turn
     advantage: float
     weight: float
-    """Of each token's loss in the step's: the global normalisation."""
+    """The weight of each token's loss in the step's: the global normalisation."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SamplerSample:
     selection: Selection
     advantage: float
     weight: float
-    """Of its loss in the step's: one over the draws of the step."""
+    """The weight of its loss in the step's: one over the draws of the step."""
 
 
 def policy_batch(groups: Sequence[Group], config: PolicyConfig) -> tuple[PolicySample, ...]:
@@ -103,7 +103,7 @@ def sampler_batch(groups: Sequence[Group], config: SamplerConfig) -> tuple[Sampl
 
 
 def _worth(question: Question, trajectory: Trajectory, config: SamplerConfig) -> float:
-    """Of a draw, before its baseline."""
+    """The value of a draw before the baseline is subtracted."""
     if config.objective == "difficulty":
         return difficulty_advantage(trajectory.letter == question.answer, question.pass_rate, config)
     return trajectory.reward.total if config.reward == "total" else trajectory.reward.terms["accuracy"]

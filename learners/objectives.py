@@ -220,7 +220,7 @@ def _counts(counts: Sequence[int]) -> Tensor:
 
 
 def _owners(counts: Sequence[int]) -> Tensor:
-    """Which of consecutive runs of `counts` elements an element belongs to."""
+    """The index of the run that each element belongs to; run i has `counts[i]` consecutive elements."""
     return torch.arange(len(counts)).repeat_interleave(_counts(counts))
 
 

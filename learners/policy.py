@@ -249,7 +249,7 @@ class PolicyLearner(LearnerRank):
     def _visual(
         self, sample: PolicySample
     ) -> tuple[np.ndarray, np.ndarray, list[torch.Tensor], list[tuple[int, int, int]]]:
-        """Of one turn: where its frames stand in the prompt [P], positions [3, P + R], patches and grids (none without
+        """One turn's inputs: where its frames stand in the prompt [P], positions [3, P + R], patches and grids (none without
         frames)."""
         config, turn = self.engine.module.mllm.config, sample.turn
         pixels: list[torch.Tensor] = []

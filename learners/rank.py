@@ -80,7 +80,7 @@ class LearnerRank(ABC):
         """Write the whole network, in its public format, into `folder`."""
 
     def address(self) -> tuple[str, int]:
-        """Where rank 0 will listen: this node's address and a free port."""
+        """The place where rank 0 will listen: this node's address and a free port."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]

@@ -34,7 +34,7 @@ STD_FLOOR = 1e-3
 KERNEL = 5
 
 LOGIT_SCALE = 100.0
-"""Of the head's output. Adam moves a weight by about the learning rate a step; times this, a few steps tell frames apart."""
+"""Scale of the head. Adam moves a weight by about the learning rate per step; scaled so, a few steps tell frames apart."""
 
 
 def features(similarity_BQT: Tensor, query_mask_BQ: Tensor, frame_mask_BT: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class ToyWorldConfig(Section):
     needle_seconds: int = Field(default=4, ge=1, le=8)
     """What a question asks about is visible for 1 to that many seconds."""
     unequal: int = Field(default=20, ge=1)
-    """Of a question's two moments one is that many times as long as the other (at most a quarter of the video)."""
+    """One of a question's two moments is that many times as long as the other (at most a quarter of the video)."""
     aliases: float = Field(default=1.0, ge=0, le=1)
     """Share of names in questions that CLIP never saw: other words, categories, descriptions."""
     look_alikes: int = Field(default=2, ge=0, le=4)

@@ -71,7 +71,7 @@ def write_frames(path: Path, source: str, encoding: Encoding, frames: Candidates
 
 
 def _offsets(encoding: Encoding, data: np.ndarray) -> list[pa.Buffer]:
-    """Where a value of variable length begins and ends."""
+    """The places where a value of variable length begins and ends."""
     return [] if encoding == "raw" else [pa.py_buffer(np.array([0, data.nbytes], np.int32))]
 
 

@@ -62,7 +62,7 @@ def raised(error: BaseException) -> BaseException:
 
 
 def log_of(actor: ActorHandle) -> str:
-    """Where the actor's log lies: node, file."""
+    """The place of the actor's log: file and node."""
     known = ray._private.state.actors(actor._actor_id.hex())
     node: Any = ray._private.worker.global_worker.node
     log = f"{node.get_logs_dir_path()}/worker-*-{known['Pid']}.err"

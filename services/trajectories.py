@@ -16,7 +16,7 @@ from services import jsonl
 from services.schema import Group, Question, Trajectory
 
 FILE, VALIDATION = "trajectories.jsonl", "validation.jsonl"
-"""Of training, and of the held-out questions."""
+"""The files of training and of the held-out questions."""
 
 
 def write_trajectories(

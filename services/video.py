@@ -68,7 +68,7 @@ Item = TypeVar("Item")
 
 
 def each_second(shown: Iterable[tuple[float, Item]]) -> Iterator[tuple[float, Item]]:
-    """Of frames (timestamp, frame) in the order they are shown, the first at 0, the one on screen at second 0, 1, 2, …
+    """The frame on screen at second 0, 1, 2, …, from frames (timestamp, frame) in the order they are shown, the first at 0.
 
     A frame given again is still on screen at that time. Raises VideoError when timestamps run backwards or jump by more than
     `LONGEST_FRAME`.

@@ -46,10 +46,10 @@ class Prepared:
     reason: str
     """Why it is quarantined; empty otherwise."""
     seconds: float
-    """Of video: one a candidate frame."""
+    """Seconds of video: one per candidate frame."""
     frames: int
     bytes: int
-    """Of its frames in the cache."""
+    """Bytes of its frames in the cache."""
     notes: list[str]
     """What is to be known about it: its colours were converted, its container promised more than it holds."""
 

@@ -26,13 +26,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ToyWorld:
-    """Where the parts of one toy world lie."""
+    """The places of one toy world's parts."""
 
     root: Path
 
     @property
     def questions(self) -> Path:
-        """Those to train on, in the training format as JSONL; `train.parquet` beside it holds the same rows."""
+        """The questions to train on, in the training format as JSONL; `train.parquet` beside it holds the same rows."""
         return self.split("train")
 
     def split(self, name: str) -> Path:
@@ -41,7 +41,7 @@ class ToyWorld:
 
     @property
     def validation(self) -> Path | None:
-        """Those to validate on; None in a world that holds no videos out."""
+        """The questions to validate on; None in a world that holds no videos out."""
         held_out = self.split("validation")
         return held_out if held_out.stat().st_size else None
 
@@ -52,7 +52,7 @@ class ToyWorld:
 
 
 def toy_world(config: ToyWorldConfig, root: Path) -> ToyWorld:
-    """Where the toy world of this config lies under `root/toyworld/`, made or not."""
+    """The place of this config's toy world under `root/toyworld/`, made or not."""
     digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8]
     return ToyWorld(root / "toyworld" / f"{_VERSION}-seed{config.seed}-{digest}")
 

@@ -23,7 +23,7 @@ PromptBuilder = Callable[[Question], list[dict[str, Any]]]
 LEAST, MOST = 0.15, 0.95
 """Lowest and highest rate at which a name is understood."""
 SHARES = {"colour": 0.14, "shape": 0.18, "place": 0.18, "after": 0.3, "both": 0.2}
-"""Of the kinds of questions: more of what is harder to learn."""
+"""The share of each kind of question: more of what is harder to learn."""
 UNSEEN = 0.1
 """Share of answers whose moments are not shown."""
 ANSWER = ": <answer>"
@@ -40,7 +40,7 @@ class Dialogue:
     shown: tuple[Thing, ...]
     """The frames, in time order."""
     seconds: int
-    """Of the whole video."""
+    """Length of the whole video."""
     reply: str
 
 
@@ -64,7 +64,7 @@ def queries(rng: np.random.Generator, prompt: PromptBuilder, previews: int) -> I
 
 
 def understood() -> dict[str, tuple[float, str]]:
-    """Of every alias, the rate at which it is understood and the word it is mistaken for else (mostly)."""
+    """For every alias, the rate at which it is understood and the word it is mistaken for else (mostly)."""
     rng = np.random.default_rng(0)  # a part of the language: the same whatever the seed
     names = [alias for aliases in ALIASES.values() for alias in aliases]
     rates = rng.permutation(np.linspace(LEAST, MOST, len(names)))

@@ -78,7 +78,7 @@ class Asked:
         return self.queries(self.names)
 
     def queries(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those that find its moments if it were about `names`."""
+        """Queries that would find its moments if it were about `names`."""
         if self.kind == "place":
             return (caption(*names),)
         if self.kind == "shape":

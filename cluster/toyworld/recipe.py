@@ -22,10 +22,10 @@ from cluster.toyworld.dialogues import PromptBuilder
 from cluster.toyworld.gallery import Gallery
 
 STEPS = {"clip": 1200, "sight": 1200, "talk": 2600}
-"""Of the CLIP, and of the MLLM's two parts."""
+"""Training steps of the CLIP, and of the MLLM's two parts."""
 THREADS = 2
 PICTURES = 24
-"""Of every thing there is."""
+"""Pictures of every thing there is."""
 
 
 def train_models(

@@ -28,7 +28,7 @@ PLACES = {
     "bottom right": (82, 82),
     "centre": (56, 56),
 }
-"""Where a thing's middle is, in pixels of a picture of 112 x 112."""
+"""The place of a thing's middle, in pixels of a picture of 112 x 112."""
 ALIASES = {
     "circle": ("disc", "thing like a coin"),
     "square": ("box", "thing like a chessboard"),

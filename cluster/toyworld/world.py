@@ -26,7 +26,7 @@ SPLITS = ("train", "validation", "test")
 SCENE_SECONDS = (5, 20)
 """Shortest and longest scene of what no question is about."""
 MAIN_SHARE = 0.7
-"""Of those scenes, how many show what an easy question asks about."""
+"""Share of those scenes that show what an easy question asks about."""
 NOMINAL_BUDGET = 8
 """Frames of the reader that nominal pass rates are about."""
 
@@ -51,12 +51,12 @@ class Plan:
     seconds: int
     asked: tuple[Asked, ...]
     easy: int | None
-    """Which question asks about what most of the video shows."""
+    """The question that asks about what most of the video shows."""
     events: tuple[Event, ...]
     """In time order, without gaps."""
 
     def evidence(self, asked: Asked) -> list[list[tuple[int, int]]]:
-        """Of each moment of a question the spans of seconds, first and last, in which it is seen."""
+        """For each moment of a question the spans of seconds, first and last, in which it is seen."""
         return [[(event.first, event.last) for event in self.events if event.thing is thing] for thing in asked.moments]
 
 

@@ -1,4 +1,4 @@
-"""Which actor sits where: the plan of a config, and the placement groups it becomes.
+"""The seat of every actor: the plan of a config, and the placement groups it becomes.
 
 Invariants: the plan is a pure function of the config, so `--dry-run` shows exactly what a run asks for; what works closely
 together is one group, packed on a node where one has room: all learners, or an engine and its workers; every other actor is a
@@ -98,7 +98,7 @@ class Placement:
         return placement
 
     def of(self, role: str) -> list[PlacementGroupSchedulingStrategy]:
-        """Where the actors of a role go."""
+        """The places of the actors of a role."""
         return [
             PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
             for group, bundles in zip(self._groups, self._plan, strict=True)

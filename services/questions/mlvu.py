@@ -26,7 +26,7 @@ from services.questions.rows import (
 from services.schema import LETTERS, Question
 
 _TASKS = {"findNeedle": "needle"}
-"""Where the JSON's name of a task is not that of its file and of the parquet form."""
+"""Names of tasks in the JSON that differ from those of its file and of the parquet form."""
 _FOLDERS = {
     "plotQA": "1_plotQA",
     "needle": "2_needle",

@@ -26,7 +26,7 @@ _SHOWN = 120
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """NUL, which no tokenizer, path or terminal takes, and halves of a surrogate pair, which no encoding can write."""
 _LARGEST = 2**63 - 1
-"""Of the whole numbers that parquet keeps."""
+"""The largest whole number that parquet keeps."""
 
 
 class NoQuestion(Exception):
@@ -47,7 +47,7 @@ class NotUnicode(WrongRow):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands."""
+    """The place of a row in its file."""
 
     root: Path
     """Folder that relative paths start from."""
