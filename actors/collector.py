@@ -84,12 +84,12 @@ class Collector:
     async def group(self, question: Question, size: int, draws: int, step: int) -> Group | LeftOut:
         """All trajectories of one question, or why it cannot be asked."""
         try:
-            samples = await together(self.sample(question, index, draws, step) for index in range(size))
+            by_query_turn = await together(self.query_turn(question, index, draws, step) for index in range(size))
         except QuestionError as error:
             return LeftOut(question, str(error))
-        return Group(question, tuple(itertools.chain(*samples)))
+        return Group(question, tuple(itertools.chain(*by_query_turn)))
 
-    async def sample(self, question: Question, index: int, draws: int, step: int) -> list[Trajectory]:
+    async def query_turn(self, question: Question, index: int, draws: int, step: int) -> list[Trajectory]:
         """One query turn and its similarity; of each of `draws`: key frames, answer, reward.
 
         Raises QuestionError when the question cannot be asked.

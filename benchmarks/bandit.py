@@ -4,7 +4,7 @@
 
 It solves `benchmarks/puzzles.py`: no MLLM, no video; groups, credit and learner are the real ones.
 
-Shape letters: `G` query samples of a question, `M` draws of each, `T` candidate frames, `K` chosen frames, `P` parameters.
+Shape letters: `G` query turns of a question, `M` draws of each, `T` candidate frames, `K` chosen frames, `P` parameters.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ async def train_bandit(
     seed: int,
     steps: int = 80,
     questions: int = 16,
-    samples: int = 4,
+    query_turns: int = 4,
     draws: int = 4,
     halts: Sequence[int] = (),
 ) -> Training:
@@ -116,7 +116,7 @@ async def train_bandit(
         if step < steps:
             start = time.perf_counter()
             asked = [
-                (puzzle, similarities(world, puzzle, samples, rng))
+                (puzzle, similarities(world, puzzle, query_turns, rng))
                 for puzzle in puzzles(world, questions, rng, rollouts)
             ]
             await learner.update(sampler_batch(play(world, network, asked, draws, rng), config), step)
@@ -134,7 +134,7 @@ Baseline = Literal["nested", "group", "none"]
 class Estimator:
     """One way to spend G * M answers on the gradient of a question."""
 
-    samples: int
+    query_turns: int
     """G."""
     draws: int
     """M."""
@@ -153,16 +153,16 @@ def gradient_variance(
     """
     rng = np.random.default_rng((seed, 2))
     asked = puzzles(world, questions, rng)
-    shapes = dict.fromkeys((estimator.samples, estimator.draws) for estimator in estimators)
+    shapes = dict.fromkeys((estimator.query_turns, estimator.draws) for estimator in estimators)
     groups: dict[tuple[int, int], list[Group]] = {shape: [] for shape in shapes}
     for puzzle in asked:
-        for samples, draws in shapes:
+        for query_turns, draws in shapes:
             for _ in range(repeats):
-                matrices = similarities(world, puzzle, samples, rng)
-                groups[samples, draws] += play(world, network, [(puzzle, matrices)] * 2, draws, rng)
+                matrices = similarities(world, puzzle, query_turns, rng)
+                groups[query_turns, draws] += play(world, network, [(puzzle, matrices)] * 2, draws, rng)
     traces = {}
     for estimator in estimators:
-        by_group = credit(groups[estimator.samples, estimator.draws], estimator.baseline)
+        by_group = credit(groups[estimator.query_turns, estimator.draws], estimator.baseline)
         gradients = torch.stack([gradient(network, samples) for samples in by_group])
         traces[estimator] = torch.stack(
             [_variances(of_question) for of_question in gradients.unflatten(0, (questions, repeats, 2))]
@@ -178,10 +178,11 @@ def _variances(gradients_R2P: Tensor) -> Tensor:
 
 
 def credit(groups: Sequence[Group], baseline: Baseline) -> list[list[SamplerSample]]:
-    """The samples of each group under a baseline; that of the whole group takes all trajectories for one query sample's."""
+    """The samples of each group under a baseline; that of the whole group takes all for those of one query turn."""
     if baseline == "group":
         groups = [
-            replace(group, trajectories=tuple(replace(t, sample=0) for t in group.trajectories)) for group in groups
+            replace(group, trajectories=tuple(replace(t, query_index=0) for t in group.trajectories))
+            for group in groups
         ]
     owner = {id(t.selection): index for index, group in enumerate(groups) for t in group.trajectories}
     found: list[list[SamplerSample]] = [[] for _ in groups]
@@ -214,13 +215,13 @@ def ratio(over_N: Tensor, under_N: Tensor) -> tuple[float, float]:
 
 
 def spread(
-    network: UNetSampler, world: World, seed: int, questions: int = 16, samples: int = 4, draws: int = 32
+    network: UNetSampler, world: World, seed: int, questions: int = 16, query_turns: int = 4, draws: int = 32
 ) -> float:
-    """Variance of the expected reward between a question's query samples, over that of the reward between their draws."""
+    """Variance of the expected reward between a question's query turns, over that of the reward between their draws."""
     rng = np.random.default_rng((seed, 3))
-    asked = [(puzzle, similarities(world, puzzle, samples, rng)) for puzzle in puzzles(world, questions, rng)]
+    asked = [(puzzle, similarities(world, puzzle, query_turns, rng)) for puzzle in puzzles(world, questions, rng)]
     rewards = [t.reward.total for group in play(world, network, asked, draws, rng) for t in group.trajectories]
-    rewards_QGM = np.reshape(rewards, (questions, samples, draws))
+    rewards_QGM = np.reshape(rewards, (questions, query_turns, draws))
     within = rewards_QGM.var(axis=2, ddof=1).mean()
     between = rewards_QGM.mean(axis=2).var(axis=1, ddof=1).mean() - within / draws
     return float(between / within)
@@ -234,14 +235,18 @@ MIXED = {
     "guesses count": replace(WORLD, good=0.5),
     "only sight counts": replace(WORLD, good=0.5, guess=0.0, seen=1.0),
 }
-"""Where the gradient's variance is measured: half of the query samples show nothing."""
+"""Where the gradient's variance is measured: half of the query turns show nothing."""
 
 PLAIN = Estimator(16, 1, "group")
 """What all others are compared with: 16 answers a question as the others, each with queries of its own."""
 ESTIMATORS = (
     PLAIN,
     Estimator(16, 1, "none"),
-    *[Estimator(samples, draws, kind) for samples, draws in ((4, 4), (2, 8)) for kind in ("group", "nested", "none")],
+    *[
+        Estimator(query_turns, draws, kind)
+        for query_turns, draws in ((4, 4), (2, 8))
+        for kind in ("group", "nested", "none")
+    ],
 )
 
 
@@ -292,7 +297,7 @@ def _noise(networks: Sequence[UNetSampler], world: World, name: str, questions: 
     for estimator, trace_N2 in traces.items():
         of_plain = [_ratio(trace_N2[:, part], traces[PLAIN][:, part]) for part in (0, 1)]
         of_group = _ratio(trace_N2[:, 0], traces[replace(estimator, baseline="group")][:, 0])
-        table.add_row(f"{estimator.samples} x {estimator.draws}", estimator.baseline, *of_plain, of_group)
+        table.add_row(f"{estimator.query_turns} x {estimator.draws}", estimator.baseline, *of_plain, of_group)
     return table
 
 

@@ -1,6 +1,6 @@
 """The bandit's puzzles, and the playing of them: in place of an MLLM and videos, for benchmarks and tests of the sampler.
 
-A question's world is T frames, a few of which are planted; of its query samples some raise the planted frames above the
+A question's world is T frames, a few of which are planted; of its query turns some raise the planted frames above the
 noise in some rows of the similarity matrix, the others see noise alone. The more planted frames the answerer is shown,
 the likelier it is right; shown none it guesses. Groups and their rewards are the real ones' types.
 """
@@ -42,7 +42,7 @@ class World:
     rows: int = 2
     """Rows of a good query, of 4 and anywhere among them, that show the planted frames."""
     good: float = 0.75
-    """Share of good query samples."""
+    """Share of good query turns."""
     seen: float = 0.95
     """Chance of a right answer when all planted frames are among the K …"""
     guess: float = 0.1
@@ -79,7 +79,7 @@ def puzzles(world: World, count: int, rng: np.random.Generator, rollouts: int = 
 
 
 def similarity(world: World, planted: frozenset[int], good: bool, rng: np.random.Generator) -> np.ndarray:
-    """[4, T] float32 cosines around 0.2; a good sample has rows, anywhere, in which the planted frames are raised."""
+    """[4, T] float32 cosines around 0.2; a good query turn has rows, anywhere, in which the planted frames are raised."""
     noise = rng.normal(size=(MAX_QUERIES, world.num_frames))
     if good:
         rows = rng.permutation(MAX_QUERIES)[: world.rows]
@@ -93,9 +93,9 @@ def answers_right(world: World, planted: frozenset[int], frames: Sequence[int], 
     return bool(rng.random() < world.guess + (world.seen - world.guess) * share)
 
 
-def similarities(world: World, puzzle: Puzzle, samples: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """The matrices of `samples` query samples, each good with chance `world.good`."""
-    return [similarity(world, puzzle.planted, bool(rng.random() < world.good), rng) for _ in range(samples)]
+def similarities(world: World, puzzle: Puzzle, query_turns: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """The matrices of `query_turns` query turns, each good with chance `world.good`."""
+    return [similarity(world, puzzle.planted, bool(rng.random() < world.good), rng) for _ in range(query_turns)]
 
 
 def play(

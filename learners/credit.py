@@ -48,16 +48,16 @@ def policy_batch(groups: Sequence[Group], config: PolicyConfig) -> tuple[PolicyS
     tokens, and with `truncated_replies="mask"` those that hit the limit, count nowhere.
     """
     rewards = [[t.reward.total for t in group.trajectories] for group in groups]
-    means = [[_mean(t.reward.total for t in sample) for sample in group.samples] for group in groups]
+    means = [[_mean(t.reward.total for t in sharing) for sharing in group.by_query_turn] for group in groups]
     of_answers = iter(_advantages(rewards, config))
     of_queries = iter(_advantages(means, config))
     turns = []
     for group in groups:
         name = f"question {group.question.id}, trajectory {{}}, {{}} turn"
-        for sample in group.samples:
-            turns.append((name.format(sample[0].index, "query"), sample[0].query_turn, next(of_queries), 1.0))
-            count = 1 / len(sample)
-            turns += [(name.format(t.index, "answer"), t.answer_turn, next(of_answers), count) for t in sample]
+        for sharing in group.by_query_turn:
+            turns.append((name.format(sharing[0].index, "query"), sharing[0].query_turn, next(of_queries), 1.0))
+            count = 1 / len(sharing)
+            turns += [(name.format(t.index, "answer"), t.answer_turn, next(of_answers), count) for t in sharing]
     counted = [
         (name, turn, advantage, count)
         for name, turn, advantage, count in turns
@@ -88,7 +88,7 @@ def sampler_batch(groups: Sequence[Group], config: SamplerConfig) -> tuple[Sampl
     advantages = torch.tensor([_worth(question, trajectory, config) for question, trajectory in trajectories])
     if config.baseline:
         sizes = [len(group.trajectories) for group in groups]
-        draws = [len(sample) for group in groups for sample in group.samples]
+        draws = [len(sharing) for group in groups for sharing in group.by_query_turn]
         advantages = draw_advantages(advantages, sizes, draws)
     draws_made = [
         (trajectory.selection, advantage)
@@ -112,8 +112,8 @@ def _worth(question: Question, trajectory: Trajectory, config: SamplerConfig) ->
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
     """Means over the step: rewards by term, replies that could not be parsed or were cut, lengths, groups, lost signal."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    first_of_samples = [sample[0] for group in groups for sample in group.samples]
-    queries = [t.query_turn for t in first_of_samples]
+    first_of_turns = [sharing[0] for group in groups for sharing in group.by_query_turn]
+    queries = [t.query_turn for t in first_of_turns]
     answers = [t.answer_turn for t in trajectories]
     return {
         "reward/total": _mean(t.reward.total for t in trajectories),
@@ -121,8 +121,8 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
             f"reward/{term}": _mean(t.reward.terms[term] for t in trajectories) for term in trajectories[0].reward.terms
         },
         "rollout/right_answers": _mean(t.letter == g.question.answer for g in groups for t in g.trajectories),
-        "rollout/queries": _mean(0 if t.fallback else len(t.queries) for t in first_of_samples),
-        "rollout/queries_unparsed": _mean(t.fallback for t in first_of_samples),
+        "rollout/queries": _mean(0 if t.fallback else len(t.queries) for t in first_of_turns),
+        "rollout/queries_unparsed": _mean(t.fallback for t in first_of_turns),
         "rollout/answers_unparsed": _mean(t.letter is None for t in trajectories),
         "rollout/queries_truncated": _mean(turn.truncated for turn in queries),
         "rollout/answers_truncated": _mean(turn.truncated for turn in answers),

@@ -160,7 +160,7 @@ class Trajectory:
     question_id: str
     index: int
     """Place in its group, 0…G*M-1."""
-    sample: int
+    query_index: int
     """Its query turn's place among those of the group, 0…G-1; M trajectories share one."""
     query_turn: Turn
     queries: tuple[str, ...]
@@ -183,9 +183,9 @@ class Group:
     """In the order of `index`, so those of one query turn stand together; at least one."""
 
     @property
-    def samples(self) -> tuple[tuple[Trajectory, ...], ...]:
-        """The trajectories by query turn."""
-        return tuple(tuple(part) for _, part in itertools.groupby(self.trajectories, key=lambda t: t.sample))
+    def by_query_turn(self) -> tuple[tuple[Trajectory, ...], ...]:
+        """The trajectories of each query turn, in the turns' order."""
+        return tuple(tuple(part) for _, part in itertools.groupby(self.trajectories, key=lambda t: t.query_index))
 
     @property
     def has_signal(self) -> bool:

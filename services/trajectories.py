@@ -51,7 +51,7 @@ def _row(step: int, question: Question, trajectory: Trajectory, similarity: bool
         "options": list(question.options),
         "answer": question.answer,
         "index": trajectory.index,
-        "sample": trajectory.sample,
+        "query_index": trajectory.query_index,
         "video": question.video,
         "video_key": visual.video if visual else None,
         "num_frames": selection.similarity.shape[1],

@@ -315,11 +315,11 @@ def test_without_previews_and_with_the_question_as_the_only_query(story: Story) 
 def test_draws_share_their_query_turn_and_nothing_else(story: Story) -> None:
     for group in story.second:
         assert [trajectory.index for trajectory in group.trajectories] == [0, 1, 2, 3]
-        assert [len(sample) for sample in group.samples] == [2, 2]
-        for one, other in group.samples:
+        assert [len(sharing) for sharing in group.by_query_turn] == [2, 2]
+        for one, other in group.by_query_turn:
             assert one.query_turn is other.query_turn
             assert one.selection.draw != other.selection.draw
-        first, second = (sample[0].query_turn for sample in group.samples)
+        first, second = (sharing[0].query_turn for sharing in group.by_query_turn)
         assert first is not second
 
 

@@ -55,7 +55,7 @@ def test_a_trajectory_comes_back(tmp_path: Path) -> None:
         "options": ["red", "“blue”"],
         "answer": "B",
         "index": 0,
-        "sample": 0,
+        "query_index": 0,
         "video": "/videos/a.mp4",
         "video_key": "abc123",
         "num_frames": 6,
