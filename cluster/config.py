@@ -22,8 +22,9 @@ from pydantic_settings import (
 
 from actors.config import EmbedderConfig, PromptConfig, RolloutConfig, SelectorConfig
 from cluster.read_yaml import read_yaml
+from cluster.toyworld.config import ToyWorldConfig
 from learners.config import PolicyConfig, RewardConfig, SamplerConfig
-from services.config import DataConfig, FramesConfig, Section, Seed, ToyWorldConfig
+from services.config import DataConfig, FramesConfig, Section, Seed
 from services.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"

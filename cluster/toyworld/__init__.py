@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.config import ToyWorldConfig
+from cluster.toyworld.config import ToyWorldConfig
 from services.writing import writing
 
 _VERSION = "v3"

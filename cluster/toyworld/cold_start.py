@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import combinations, product, starmap, takewhile
+from itertools import combinations, islice, product, starmap, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2Tokenizer
 
-from cluster.toyworld.dialogues import ANSWER, Dialogue, PromptBuilder, answers, queries
+from actors.prompts import answer_messages, query_messages
+from cluster.toyworld.dialogues import ANSWER, Dialogue, answers, queries, questions
 from cluster.toyworld.gallery import Gallery
 from cluster.toyworld.mllm import CHAT_TEMPLATE, HIDDEN, make_config, make_processor, save_mllm
 from cluster.toyworld.questions import NUM_OPTIONS, pair
@@ -51,8 +52,6 @@ Report = Callable[[float], None]
 def train_mllm(
     folder: Path,
     gallery: Gallery,
-    query_prompt: PromptBuilder,
-    answer_prompt: PromptBuilder,
     seed: int,
     steps: Mapping[str, int],
     taken: Mapping[str, int],
@@ -60,7 +59,7 @@ def train_mllm(
 ) -> None:
     """Write tokenizer, processor and the model. Of each part, `sight` and `talk`: the steps of its schedule, and how
     many of them are taken; `report` hears the part and the loss of every one."""
-    processor = make_processor(corpus(seed, query_prompt, answer_prompt), phrases(query_prompt, answer_prompt))
+    processor = make_processor(corpus(seed), phrases())
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(make_config(processor.tokenizer))
@@ -68,21 +67,21 @@ def train_mllm(
         rng = np.random.default_rng([seed, 3])
         see, talk = ((steps[part], taken[part], partial(report, part)) for part in ("sight", "talk"))
         _learn_to_see(model, processor, gallery, rng, *see)
-        _learn_to_talk(model, processor, gallery, _batches(rng, query_prompt, answer_prompt, talk[0]), rng, *talk)
+        _learn_to_talk(model, processor, gallery, _batches(rng, talk[0]), rng, *talk)
     save_mllm(folder, model, processor)
 
 
-def corpus(seed: int, query_prompt: PromptBuilder, answer_prompt: PromptBuilder) -> Iterator[str]:
+def corpus(seed: int) -> Iterator[str]:
     """Texts that tokenizers of this world are trained on: the two turns' prompts and replies."""
     rng = np.random.default_rng([seed, 4])
-    for turns in (queries(rng, query_prompt, 0), answers(rng, answer_prompt, 1, 1)):
-        for _, turn in zip(range(1000), turns, strict=False):
+    for turns in (queries(rng, 0), answers(rng, 1, 1)):
+        for turn in islice(turns, 1000):
             yield _text(turn.messages)
             yield turn.reply
     yield "system\nuser\nassistant\n"
 
 
-def phrases(*prompts: PromptBuilder) -> list[str]:
+def phrases() -> list[str]:
     """What is the same in all prompts of a turn, before and behind the question; the tags of the replies; every option with its
     letter, and the same named in a reply: which letter stands for what is then learnt ten times sooner; and what a reply
     looks for, so that one token asks the frames for it."""
@@ -92,9 +91,8 @@ def phrases(*prompts: PromptBuilder) -> list[str]:
         found += [f" {value}{ANSWER}"]
     found += [f" {shape} {verb}" for shape in SHAPES for verb in ("is", "comes")]
     found += [f" {colour} shape is" for colour in COLOURS] + [f" {colour} {shape} is" for colour, shape in THINGS]
-    for prompt in prompts:
-        turns = queries(np.random.default_rng(0), prompt, 0)
-        texts = [_text(turn.messages) for _, turn in zip(range(50), turns, strict=False)]
+    asked = list(islice(questions(np.random.default_rng(0)), 50))
+    for texts in ([_text(query_messages(one)) for one in asked], [_text(answer_messages(one)) for one in asked]):
         before = _shared_start(texts).rpartition("\n")[0]
         behind = _shared_start([text[::-1] for text in texts])[::-1].partition("\n")[2]
         found += [phrase for phrase in (before, behind) if phrase]
@@ -159,12 +157,10 @@ def _see(model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcess
     return model.model.visual(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"]).pooler_output
 
 
-def _batches(
-    rng: np.random.Generator, query_prompt: PromptBuilder, answer_prompt: PromptBuilder, steps: int
-) -> Iterator[dict[str, list[Dialogue]]]:
+def _batches(rng: np.random.Generator, steps: int) -> Iterator[dict[str, list[Dialogue]]]:
     """The dialogues of each step, by turn."""
-    asks = queries(rng, query_prompt, PREVIEWS)
-    replies = {until: answers(rng, answer_prompt, fewest, most) for until, fewest, most in STAGES}
+    asks = queries(rng, PREVIEWS)
+    replies = {until: answers(rng, fewest, most) for until, fewest, most in STAGES}
     for step in range(steps):
         stage = next(until for until, _, _ in STAGES if step < until * steps)
         yield {

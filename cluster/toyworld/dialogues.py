@@ -8,18 +8,17 @@ and there is something left to learn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from actors.prompts import answer_messages, query_messages
 from cluster.toyworld.questions import NUM_OPTIONS, Asked, Palette, ask, look_alikes
 from cluster.toyworld.words import ALIASES, COLOURS, SHAPES, Thing
 from services.schema import LETTERS, Question
 
-PromptBuilder = Callable[[Question], list[dict[str, Any]]]
-"""The chat messages of one turn."""
 LEAST, MOST = 0.15, 0.95
 """Lowest and highest rate at which a name is understood."""
 SHARES = {"colour": 0.14, "shape": 0.18, "place": 0.18, "after": 0.3, "both": 0.2}
@@ -44,7 +43,7 @@ class Dialogue:
     reply: str
 
 
-def answers(rng: np.random.Generator, prompt: PromptBuilder, fewest: int, most: int) -> Iterator[Dialogue]:
+def answers(rng: np.random.Generator, fewest: int, most: int) -> Iterator[Dialogue]:
     """Endless answer turns over `fewest` to `most` frames; as many as the question's moments at least."""
     while True:
         asked, palette = _asked(rng)
@@ -52,15 +51,21 @@ def answers(rng: np.random.Generator, prompt: PromptBuilder, fewest: int, most: 
         seen = most < 4 or rng.random() >= UNSEEN
         shown = _shown(asked, palette, count, seen, rng)
         place = LETTERS.index(asked.answer) if seen else int(rng.integers(NUM_OPTIONS))
-        yield Dialogue(prompt(_question(asked)), shown, int(rng.integers(*SECONDS)), _answer(asked, place))
+        yield Dialogue(answer_messages(_question(asked)), shown, int(rng.integers(*SECONDS)), _answer(asked, place))
 
 
-def queries(rng: np.random.Generator, prompt: PromptBuilder, previews: int) -> Iterator[Dialogue]:
+def queries(rng: np.random.Generator, previews: int) -> Iterator[Dialogue]:
     """Endless query turns over `previews` frames of other things."""
     while True:
         asked, palette = _asked(rng)
         shown = tuple(palette.thing() for _ in range(previews))
-        yield Dialogue(prompt(_question(asked)), shown, int(rng.integers(*SECONDS)), _query_reply(asked, rng))
+        yield Dialogue(query_messages(_question(asked)), shown, int(rng.integers(*SECONDS)), _query_reply(asked, rng))
+
+
+def questions(rng: np.random.Generator) -> Iterator[Question]:
+    """Endless questions without a dialogue."""
+    while True:
+        yield _question(_asked(rng)[0])
 
 
 def understood() -> dict[str, tuple[float, str]]:

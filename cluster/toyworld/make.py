@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,11 +22,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from actors.prompts import answer_messages, query_messages
+from actors.config import PromptConfig
 from cluster import toyworld
 from cluster.config import Config
 from cluster.toyworld import ToyWorld, make_toy_world, toy_world
-from services.config import ToyWorldConfig
+from cluster.toyworld.config import ToyWorldConfig
+from services.errors import UserError
 from services.writing import writing
 
 
@@ -40,12 +40,15 @@ def make_world(config: Config) -> ToyWorld:
 
 
 def train_models(config: Config, folder: Path) -> None:
-    """A CLIP and an MLLM for toy worlds, in `folder`, from the world's seed and for the config's prompts."""
+    """Write a CLIP and an MLLM for toy worlds into `folder`, from the world's seed.
+
+    Raises UserError for prompts other than the default ones, which are what the MLLM learns to answer.
+    """
     assert config.toyworld is not None
-    query_prompt = partial(
-        query_messages, show_options=config.prompts.options_in_query_turn, max_queries=config.prompts.max_queries
-    )
-    _apart(_train, folder, config.toyworld.seed, query_prompt)
+    for name in ("options_in_query_turn", "max_queries"):
+        if (value := getattr(config.prompts, name)) != PromptConfig.model_fields[name].default:
+            raise UserError(f"prompts.{name}: {value}, but toy models learn the default prompts; leave it out")
+    _apart(_train, folder, config.toyworld.seed)
 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -72,11 +75,11 @@ def _make(config: ToyWorldConfig, root: Path) -> ToyWorld:
         return make_toy_world(config, root, progress)
 
 
-def _train(folder: Path, seed: int, query_prompt: partial[list[dict[str, object]]]) -> None:
+def _train(folder: Path, seed: int) -> None:
     from cluster.toyworld.recipe import train_models
 
     with _progress() as progress, writing(folder):
-        train_models(folder, seed, query_prompt, answer_messages, progress)
+        train_models(folder, seed, progress)
 
 
 @contextmanager

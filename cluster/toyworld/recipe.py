@@ -18,7 +18,6 @@ import torch
 from cluster.toyworld import Progress
 from cluster.toyworld.clip import captions, train_clip
 from cluster.toyworld.cold_start import corpus, train_mllm
-from cluster.toyworld.dialogues import PromptBuilder
 from cluster.toyworld.gallery import Gallery
 
 STEPS = {"clip": 1200, "sight": 1200, "talk": 2600}
@@ -28,14 +27,7 @@ PICTURES = 24
 """Pictures of every thing there is."""
 
 
-def train_models(
-    folder: Path,
-    seed: int,
-    query_prompt: PromptBuilder,
-    answer_prompt: PromptBuilder,
-    progress: Progress,
-    stop: int | None = None,
-) -> dict[str, list[float]]:
+def train_models(folder: Path, seed: int, progress: Progress, stop: int | None = None) -> dict[str, list[float]]:
     """Write `clip/`, `mllm/` and `losses.json`; returns the losses by part.
 
     `stop`: take no more than so many steps of each part's schedule.
@@ -48,11 +40,11 @@ def train_models(
         losses[part].append(round(loss, 4))
         progress(part, len(losses[part]), taken[part])
 
-    texts = [*corpus(seed, query_prompt, answer_prompt), *captions()]
+    texts = [*corpus(seed), *captions()]
     gallery = Gallery(PICTURES, seed)
     with _threads(THREADS):
         train_clip(folder / "clip", gallery, texts, seed, STEPS["clip"], taken["clip"], partial(report, "clip"))
-        train_mllm(folder / "mllm", gallery, query_prompt, answer_prompt, seed, STEPS, taken, report)
+        train_mllm(folder / "mllm", gallery, seed, STEPS, taken, report)
     (folder / "losses.json").write_text(json.dumps(losses))
     return losses
 

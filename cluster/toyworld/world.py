@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.toyworld.config import ToyWorldConfig
 from cluster.toyworld.pictures import Scene, encode
 from cluster.toyworld.questions import NUM_OPTIONS, Asked, Palette, ask, look_alikes
 from cluster.toyworld.words import Thing
-from services.config import ToyWorldConfig
 from services.schema import LETTERS, Question
 
 SPLITS = ("train", "validation", "test")

@@ -57,6 +57,12 @@ def test_a_world_of_any_seed_is_made_and_named(tmp_path: Path, capsys: pytest.Ca
     assert all("seed7" in file.parent.name and len(file.read_text().splitlines()) == 4 for file in files)
 
 
+def test_toy_models_learn_the_default_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["toyworld", "--train", str(tmp_path / "models"), "--prompts.max_queries=2"]) == 2
+    assert "prompts.max_queries: 2, but toy models learn the default prompts" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         run(["--version"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from actors.prompts import answer_messages, parse_answer, parse_queries, query_messages
+from actors.prompts import parse_answer, parse_queries
 from cluster.toyworld import MODELS, dialogues
 from cluster.toyworld.dialogues import Dialogue, answers, queries
 from cluster.toyworld.gallery import Gallery
@@ -26,8 +25,6 @@ from cluster.toyworld.words import ALIASES, COLOURS, SHAPES, caption
 from services.positions import seconds_per_grid
 from services.questions.evidence import Evidence
 from services.vision import PROCESSOR_KWARGS
-
-QUERY_PROMPT = partial(query_messages, show_options=True, max_queries=4)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +121,7 @@ def test_clip_finds_things_by_captions_and_not_by_other_words(gallery: Gallery) 
 
 def test_mllm_reads_the_right_frames(gallery: Gallery, mllm: tuple[object, object], asked: list[Asked]) -> None:
     right, kept = defaultdict(list), []
-    turns = seen(answers(np.random.default_rng(0), answer_messages, 8, 8), asked)
+    turns = seen(answers(np.random.default_rng(0), 8, 8), asked)
     for turn in islice(turns, 100):
         letter, formatted = parse_answer(reply_to(turn, 56, gallery, mllm), 4)
         kept.append(formatted)
@@ -147,7 +144,7 @@ def test_mllm_asks_the_right_queries_only_sometimes(
 ) -> None:
     torch.manual_seed(0)
     right = []
-    for turn in islice(queries(np.random.default_rng(0), QUERY_PROMPT, 4), 60):
+    for turn in islice(queries(np.random.default_rng(0), 4), 60):
         written, formatted = parse_queries(reply_to(turn, 28, gallery, mllm, sampled=True))
         right.append(formatted and Evidence(asked[-1].wanted, ()).asked(written) == 1.0)
     assert 0.25 <= np.mean(right) <= 0.65
@@ -156,7 +153,7 @@ def test_mllm_asks_the_right_queries_only_sometimes(
 def test_the_recipe_still_makes_them(tmp_path: Path) -> None:
     """Two steps of every part lose what they lost when the shipped models were made."""
     expected = json.loads((MODELS / "shortened.json").read_text())
-    losses = train_models(tmp_path / "models", 0, QUERY_PROMPT, answer_messages, lambda *_: None, stop=2)
+    losses = train_models(tmp_path / "models", 0, lambda *_: None, stop=2)
     assert losses.keys() == expected.keys() == json.loads((MODELS / "losses.json").read_text()).keys()
     for part, of_part in losses.items():
         assert of_part == pytest.approx(expected[part], rel=1e-3), part

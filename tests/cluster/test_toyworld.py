@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.toyworld import ToyWorld, make_toy_world
+from cluster.toyworld.config import ToyWorldConfig
 from cluster.toyworld.pictures import FPS, SIDE, Scene
 from cluster.toyworld.questions import Palette, ask, look_alikes
 from cluster.toyworld.words import ALIASES, COLOURS, PLACES, SHAPES, Thing, called
 from cluster.toyworld.world import SPLITS, Plan, plan_video
-from services.config import ToyWorldConfig
 from services.questions import read_questions
 from services.questions.evidence import read_evidence
 
