@@ -15,7 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cluster.config import load_config
-from services.questions.evidence import Evidence, read_evidence
+from services.questions import read_questions
+from services.questions.evidence import share_asked, share_seen
+from services.schema import Question
 from services.trajectories import VALIDATION, read_trajectories
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -31,31 +33,31 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.run_dir / "config.yaml")
     assert config.data.validation is not None
-    evidence = read_evidence(config.data.validation)
+    questions = {question.id: question for question in read_questions(config.data.validation)}
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in read_trajectories(options.run_dir, VALIDATION):
         if row["similarity"] is not None:
             rows[row["question_id"]].append(row)
 
-    def gain(question: str) -> float:
+    def gain(id: str) -> float:
         first, last = (
-            evidence[question].asked(row["queries"]) + evidence[question].seen(row["frames"])
-            for row in (rows[question][0], rows[question][-1])
+            share_asked(questions[id], row["queries"]) + share_seen(questions[id], row["frames"])
+            for row in (rows[id][0], rows[id][-1])
         )
         return last - first
 
     question = options.question or max(rows, key=gain)
-    draw(rows[question], evidence[question]).savefig(options.out, metadata={"Date": None})
+    draw(rows[question], questions[question]).savefig(options.out, metadata={"Date": None})
     print(options.out, question)
 
 
-def draw(rows: Sequence[dict[str, Any]], evidence: Evidence) -> Figure:
+def draw(rows: Sequence[dict[str, Any]], question: Question) -> Figure:
     """A panel for each of some steps, the first and the last among them; all on one scale."""
     shown = [rows[place] for place in np.unique(np.linspace(0, len(rows) - 1, PANELS).astype(int))]
     figure = Figure(figsize=(8.4, 1.25 * len(shown) + 0.9), layout="constrained")
     panels = figure.subplots(len(shown), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for axes, row in zip(panels, shown, strict=True):
-        for spans in evidence.moments:
+        for spans in question.moments:
             for first, last in spans:
                 axes.axvspan(first - 1, last + 1, color=GREEN, alpha=0.3, lw=0)
         for similarity in row["similarity"]:

@@ -23,7 +23,8 @@ from tests.services.question_files import DATA, rows_of
 TRAINING = [
     {"id": str(number), "video": "v.mp4", "question": "What?", "options": ["red", "blue", "3"], "answer": "ABC"[number],
      "pass_rate": 0.5, "pass_rate_samples": 8, "pass_rate_model": "m", "data_source": "d", "group": ["g"],
-     "subtitles": "s.srt", "subtitle_offset": 1.5}
+     "subtitles": "s.srt", "subtitle_offset": 1.5, "moments": [[[1.0, 2.5], [7.0, 9.0]], [[3.0, 3.0]]],
+     "wanted_queries": ["a cat"]}
     for number in range(3)
 ]  # fmt: skip
 SOURCES = {path.name: rows_of(path.name)[:4] for path in sorted(DATA.glob("*.json*"))} | {"training.jsonl": TRAINING}

@@ -25,6 +25,9 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ShownAs = Literal["video", "images"]
 """How a turn shows its frames: as one video, two to a temporal patch, or each as an image."""
 
+Span = tuple[float, float]
+"""Start and end in seconds of the video, both included."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -52,6 +55,10 @@ class Question:
     """Answers that `pass_rate` was measured over; None when that is not known."""
     pass_rate_model: str = ""
     """The MLLM that `pass_rate` was measured with."""
+    moments: tuple[tuple[Span, ...], ...] = ()
+    """Everything that must be seen to answer, each as the spans in which it is seen; empty when that is not known."""
+    wanted_queries: tuple[str, ...] = ()
+    """Queries that find the moments; empty when they are not known."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from cluster.toyworld.config import ToyWorldConfig
 from services.writing import writing
 
-_VERSION = "v3"
+_VERSION = "v4"
 MODELS = Path(__file__).parent / "models"
 """The shipped models: `clip` in open_clip's folder format, `mllm` in Hugging Face's. Their README says how they were made."""
 Progress = Callable[[str, int, int], None]

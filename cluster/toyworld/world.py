@@ -7,19 +7,17 @@ alone; all other seconds show things that no question is about, or the one that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.toyworld.config import ToyWorldConfig
 from cluster.toyworld.pictures import Scene, encode
 from cluster.toyworld.questions import NUM_OPTIONS, Asked, Palette, ask, look_alikes
 from cluster.toyworld.words import Thing
+from services.questions import write_questions
 from services.schema import LETTERS, Question
 
 SPLITS = ("train", "validation", "test")
@@ -65,7 +63,7 @@ def write_split(split: str, config: ToyWorldConfig, root: Path, progress: Callab
     count = config.videos if split == "train" else config.held_out_videos
     number, total = SPLITS.index(split), count * config.questions_per_video
     letters = np.random.default_rng([config.seed, number]).permutation(total) % NUM_OPTIONS
-    rows: list[dict[str, object]] = []
+    questions: list[Question] = []
     (root / "videos").mkdir(exist_ok=True)
     for index in range(count):
         rng = np.random.default_rng([config.seed, number, index])
@@ -73,11 +71,10 @@ def write_split(split: str, config: ToyWorldConfig, root: Path, progress: Callab
         mine = letters[index * config.questions_per_video :][: config.questions_per_video]
         plan = plan_video(config, [LETTERS[letter] for letter in mine], rng)
         encode(root / video, _pictures(plan, rng))
-        rows += [_row(plan, place, video, f"{split}-{index:04d}-{place}") for place in range(len(plan.asked))]
+        questions += [_question(plan, place, video, f"{split}-{index:04d}-{place}") for place in range(len(plan.asked))]
         progress(f"{split} videos", index + 1, count)
-    (root / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    if rows:
-        pq.write_table(pa.Table.from_pylist(rows), root / f"{split}.parquet")
+    for suffix in ("jsonl", "parquet"):
+        write_questions(questions, root / f"{split}.{suffix}")
 
 
 def plan_video(config: ToyWorldConfig, letters: list[str], rng: np.random.Generator) -> Plan:
@@ -161,17 +158,21 @@ def _pictures(plan: Plan, rng: np.random.Generator) -> Iterator[np.ndarray]:
             yield scene.picture()
 
 
-def _row(plan: Plan, place: int, video: str, id: str) -> dict[str, object]:
-    """The training format's row; `queries` and `evidence` are extra columns, which readers of questions ignore."""
+def _question(plan: Plan, place: int, video: str, id: str) -> Question:
     asked = plan.asked[place]
     evidence = plan.evidence(asked)
-    kind = "easy" if place == plan.easy else asked.kind
-    question = Question(
-        id, video, asked.text, asked.options, asked.answer, _pass_rate(plan, place, evidence), "toyworld", (kind,)
+    return Question(
+        id,
+        video,
+        asked.text,
+        asked.options,
+        asked.answer,
+        _pass_rate(plan, place, evidence),
+        "toyworld",
+        group=("easy" if place == plan.easy else asked.kind,),
+        moments=tuple(tuple((float(first), float(last)) for first, last in spans) for spans in evidence),
+        wanted_queries=asked.wanted,
     )
-    written = ("id", "video", "question", "options", "answer", "pass_rate", "data_source", "group")
-    fields = {name: value for name, value in asdict(question).items() if name in written}
-    return {**fields, "queries": asked.wanted, "evidence": evidence}
 
 
 def _pass_rate(plan: Plan, place: int, evidence: list[list[tuple[int, int]]]) -> float:

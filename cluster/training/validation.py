@@ -18,8 +18,8 @@ from cluster.config import Config
 from cluster.questions.left_out import Losses
 from cluster.training.fleet import Fleet, collector
 from services.errors import QuestionError
-from services.questions.evidence import Evidence, read_evidence
-from services.schema import Group, LeftOut, Question, Trajectory, Video
+from services.questions.evidence import share_asked, share_seen
+from services.schema import Group, LeftOut, Question, Video
 from services.selection.uniform import uniform_frames
 from services.trajectories import VALIDATION, write_trajectories
 from services.writing import writing
@@ -40,14 +40,13 @@ class Validation:
     ) -> None:
         self._config, self._videos, self._questions, self._run_dir = config, videos, questions, run_dir
         self._losses = losses
-        self._evidence = read_evidence(config.data.validation) if config.data.validation else {}
         self._accuracy: dict[str, float] = {}
 
     async def measure(self, actors: Fleet, step: int) -> dict[str, float]:
         """`validation/…` of the networks as they are after `step`; their trajectories are written to the run's folder."""
         groups = await self._ask(actors, self._config, step)
         write_trajectories(self._run_dir, step, groups, file=VALIDATION)
-        metrics = describe(groups, self._evidence, len(self._questions))
+        metrics = describe(groups, len(self._questions))
         if "before" not in self._accuracy:
             self._accuracy["uniform"] = await self._with_uniform_frames(actors)
             self._accuracy["before"] = metrics["validation/accuracy"]
@@ -60,7 +59,7 @@ class Validation:
         for budget in self._config.train.validate_budgets:
             config = self._config.model_copy(update={"frames": frames.model_copy(update={"budget": budget})})
             groups = await self._ask(actors, config, step)
-            self._accuracy[f"after/{budget}"] = describe(groups, {}, len(self._questions))["validation/accuracy"]
+            self._accuracy[f"after/{budget}"] = describe(groups, len(self._questions))["validation/accuracy"]
 
     async def _ask(self, actors: Fleet, config: Config, step: int) -> list[Group]:
         """A trajectory of each question; a question that cannot be asked is named and has none."""
@@ -95,18 +94,18 @@ class Validation:
         return summary
 
 
-def describe(groups: Sequence[Group], evidence: Mapping[str, Evidence], num_questions: int) -> dict[str, float]:
+def describe(groups: Sequence[Group], num_questions: int) -> dict[str, float]:
     """Accuracy over all `num_questions`, so that one without a group counts as wrong, and how many those are.
 
-    Where the evidence is known also the share of wanted queries asked, and of moments that a frame shows.
+    Of the questions whose evidence is known also the share of wanted queries asked, and of moments that a frame shows.
     """
     asked = [(trajectory, group.question) for group in groups for trajectory in group.trajectories]
     metrics = {
         "validation/accuracy": sum(its.letter == question.answer for its, question in asked) / num_questions,
         "validation/not_asked": float(num_questions - len(groups)),
     }
-    known: list[tuple[Trajectory, Evidence]] = [(its, evidence[q.id]) for its, q in asked if q.id in evidence]
-    if known:
-        metrics["validation/queries_right"] = float(np.mean([true.asked(its.queries) for its, true in known]))
-        metrics["validation/moments_seen"] = float(np.mean([true.seen(its.selection.frames) for its, true in known]))
+    if right := [share_asked(question, its.queries) for its, question in asked if question.wanted_queries]:
+        metrics["validation/queries_right"] = float(np.mean(right))
+    if seen := [share_seen(question, its.selection.frames) for its, question in asked if question.moments]:
+        metrics["validation/moments_seen"] = float(np.mean(seen))
     return metrics

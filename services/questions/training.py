@@ -14,6 +14,8 @@
 | `group` | list of strings or null | optional: groups that accuracy is reported by |
 | `subtitles` | string or null | optional: path, as that of the video |
 | `subtitle_offset` | number or null | optional: seconds on the subtitles' clock at which the video starts |
+| `moments` | list or null | optional: what must be seen, each thing as `[start, end]` in seconds, or as a list of such spans |
+| `wanted_queries` | list of strings or null | optional: queries that find the moments |
 
 Other columns are ignored.
 """
@@ -30,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.errors import UserError
+from services.questions.evidence import moments, wanted_queries
 from services.questions.rows import (
     Format,
     Place,
@@ -61,6 +64,8 @@ SCHEMA = pa.schema(
         ("group", pa.list_(pa.string())),
         ("subtitles", pa.string()),
         ("subtitle_offset", pa.float64()),
+        ("moments", pa.list_(pa.list_(pa.list_(pa.float64())))),
+        ("wanted_queries", pa.list_(pa.string())),
     ]
 )
 
@@ -117,6 +122,8 @@ def _question(row: Row, place: Place) -> Question:
         group=group,
         subtitles=place.find(subtitles) if subtitles else None,
         subtitle_offset=number(row, "subtitle_offset", "a number of seconds, or null"),
+        moments=moments(row, "moments"),
+        wanted_queries=wanted_queries(row, "wanted_queries"),
     )
 
 

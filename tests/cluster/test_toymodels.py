@@ -23,7 +23,8 @@ from cluster.toyworld.questions import Asked
 from cluster.toyworld.recipe import train_models
 from cluster.toyworld.words import ALIASES, COLOURS, SHAPES, caption
 from services.positions import seconds_per_grid
-from services.questions.evidence import Evidence
+from services.questions.evidence import share_asked
+from services.schema import Question
 from services.vision import PROCESSOR_KWARGS
 
 
@@ -146,7 +147,8 @@ def test_mllm_asks_the_right_queries_only_sometimes(
     right = []
     for turn in islice(queries(np.random.default_rng(0), 4), 60):
         written, formatted = parse_queries(reply_to(turn, 28, gallery, mllm, sampled=True))
-        right.append(formatted and Evidence(asked[-1].wanted, ()).asked(written) == 1.0)
+        question = Question("", "", "", (), "", wanted_queries=asked[-1].wanted)
+        right.append(formatted and share_asked(question, written) == 1.0)
     assert 0.25 <= np.mean(right) <= 0.65
 
 

@@ -19,7 +19,7 @@ from cluster.toyworld.questions import Palette, ask, look_alikes
 from cluster.toyworld.words import ALIASES, COLOURS, PLACES, SHAPES, Thing, called
 from cluster.toyworld.world import SPLITS, Plan, plan_video
 from services.questions import read_questions
-from services.questions.evidence import read_evidence
+from services.questions.evidence import share_asked, share_seen
 
 SMALL = ToyWorldConfig(videos=3, held_out_videos=1, min_seconds=60, max_seconds=70)
 
@@ -116,13 +116,11 @@ def test_questions_are_in_the_training_format(split: str, world: ToyWorld) -> No
     written = rows(world, split)
     assert pq.read_table(world.root / f"{split}.parquet").to_pylist() == written
     assert Counter(row["answer"] for row in written) == dict.fromkeys("ABCD", len(written) // 4)
-    questions, evidence = read_questions(world.split(split)), read_evidence(world.split(split))
-    assert evidence.keys() == {question.id for question in questions}
-    for question in questions:
+    for question in read_questions(world.split(split)):
         assert Path(question.video).is_file()
         assert len(set(question.options)) == 4
         assert question.pass_rate is not None
-        assert all(len(spans) >= 1 for spans in evidence[question.id].moments)
+        assert question.moments and question.wanted_queries
 
 
 def test_videos_are_h264_and_as_long_as_said(world: ToyWorld) -> None:
@@ -143,11 +141,10 @@ def test_a_colour_asked_about_is_seen_in_its_moments_only(world: ToyWorld) -> No
         for question in read_questions(world.split(split)):
             if question.group != ("shape",):
                 continue
-            evidence = read_evidence(world.split(split))[question.id]
-            rgb = np.array(COLOURS[evidence.queries[0].split()[1]])
+            rgb = np.array(COLOURS[question.wanted_queries[0].split()[1]])
             for second, picture in enumerate(pictures(Path(question.video))):
                 close = (np.abs(picture.astype(np.int32) - rgb).max(-1) < 30).sum()
-                assert (close > 150) == bool(evidence.seen([second])), (question.id, second)
+                assert (close > 150) == bool(share_seen(question, [second])), (question.id, second)
             found += 1
     assert found
 
@@ -240,12 +237,11 @@ def test_nominal_pass_rates_spread(tmp_path: Path) -> None:
 
 
 def test_evidence_knows_what_was_seen_and_asked(world: ToyWorld) -> None:
-    evidence = read_evidence(world.split("train"))
-    one = next(iter(evidence.values()))
-    first = [spans[0][0] for spans in one.moments]
-    assert (one.seen(first), one.seen([])) == (1.0, 0.0)
-    assert (one.asked([f"{query} on the screen" for query in one.queries]), one.asked(["a cat"])) == (1.0, 0.0)
-    assert read_evidence(world.root / "train.parquet") == {}
+    one = read_questions(world.split("train"))[0]
+    first = [int(spans[0][0]) for spans in one.moments]
+    assert (share_seen(one, first), share_seen(one, [])) == (1.0, 0.0)
+    asked = [f"{query} on the screen" for query in one.wanted_queries]
+    assert (share_asked(one, asked), share_asked(one, ["a cat"])) == (1.0, 0.0)
 
 
 def test_places_fit_the_picture() -> None:

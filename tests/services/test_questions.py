@@ -11,6 +11,7 @@ import pytest
 
 from services.errors import UserError
 from services.questions import read_questions, write_questions
+from services.questions.evidence import share_seen
 from services.schema import Question
 
 ROW = {"id": "a", "video": "v/1.mp4", "question": "What?", "options": ["red", "blue", "none"], "answer": "B"}
@@ -62,11 +63,28 @@ def test_groups_and_subtitles(file):
     assert (question.group, question.subtitles, question.subtitle_offset) == (("long", "count"), "/videos/s/1.srt", 2.0)
 
 
+@pytest.mark.parametrize("moments", [[[1, 2.5], [7, 7]], [[[1, 2.5]], [[7, 7]]]])
+def test_evidence(moments, file):
+    (question,) = read_questions(write(file, [{**ROW, "moments": moments, "wanted_queries": ["a red star"]}]))
+    assert question.moments == (((1.0, 2.5),), ((7.0, 7.0),))
+    assert question.wanted_queries == ("a red star",)
+
+
+@pytest.mark.parametrize(
+    ("frames", "share"), [([], 0.0), ([0, 5], 0.0), ([1], 0.5), ([3], 0.5), ([9], 0.5), ([2, 9], 1.0), ([7, 12], 0.5)]
+)
+def test_a_frame_shows_the_second_around_it(frames, share):
+    moments = (((1.2, 2.5),), ((7.0, 7.0), (9.1, 9.2), (12.0, 20.0)))
+    assert share_seen(Question("a", "/v.mp4", "?", ("x", "y"), "A", moments=moments), frames) == share
+
+
 def test_written_is_read_back(file):
     questions = [
         Question("a", "/v/1.mp4", 'Quote " and\nline', ("x", "ÿ"), "A", 0.125, "web"),
         Question("b", "/v/2.mp4", "Why?", tuple("pqrst"), "E"),
         Question("c", "/v/3.mp4", "Who?", ("x", "y"), "B", group=("a", "b"), subtitles="/s.srt", subtitle_offset=1.5),
+        Question("d", "/v/4.mp4", "?", ("x", "y"), "A", moments=(((0.0, 1.5), (3.0, 4.0)), ((2.0, 2.0),))),
+        Question("e", "/v/5.mp4", "?", ("x", "y"), "A", wanted_queries=("a cat", "a dog")),
     ]
     write_questions(questions, file)
     assert read_questions(file) == questions
@@ -97,6 +115,16 @@ def test_written_is_read_back(file):
         ({"subtitles": 3}, "subtitles", "string"),
         ({"subtitle_offset": "3"}, "subtitle_offset", "number"),
         ({"subtitle_offset": float("inf")}, "subtitle_offset", "number"),
+        ({"moments": "1-2"}, "moments", "[start, end] in seconds"),
+        ({"moments": [1, 2]}, "moments", "[start, end] in seconds"),
+        ({"moments": [[2, 1]]}, "moments", "0 <= start <= end"),
+        ({"moments": [[-1.0, 1.0]]}, "moments", "0 <= start <= end"),
+        ({"moments": [[1.0, float("nan")]]}, "moments", "0 <= start <= end"),
+        ({"moments": [[1, 2, 3]]}, "moments", "[start, end] in seconds"),
+        ({"moments": [[[1, 2]], []]}, "moments", "a list of such spans"),
+        ({"moments": [["00:01", "00:02"]]}, "moments", "[start, end] in seconds"),
+        ({"wanted_queries": "a cat"}, "wanted_queries", "list of non-empty strings"),
+        ({"wanted_queries": ["a cat", " "]}, "wanted_queries", "list of non-empty strings"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_row(change, field, valid, tmp_path):
