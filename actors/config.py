@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from services.config import Section
 from services.selection import RULES
+
+if TYPE_CHECKING:
+    Kind = str
+else:  # the sampler network, or any rule of the table
+    Kind = Literal["unet", *RULES]
 
 
 class ActorConfig(Section):
@@ -95,7 +100,7 @@ class EmbedderConfig(ActorConfig):
 class SelectorConfig(ActorConfig):
     """Who chooses the key frames while training."""
 
-    kind: Literal["unet", "uniform", "topk"] = "unet"
+    kind: Kind = "unet"
     """`unet` draws from the sampler network; the others are rules of `services/selection/`, which have nothing to learn."""
 
     @property

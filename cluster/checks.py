@@ -8,6 +8,7 @@ from pathlib import Path
 from actors.config import RolloutConfig
 from cluster.config import Config
 from cluster.resolve import is_folder
+from learners.objectives import check_loss
 from learners.rewards import own_terms
 from services.checkpoints import load_sampler
 from services.errors import UserError
@@ -17,12 +18,13 @@ CPU_HEAD_DIM = 32
 
 
 def check_inputs(config: Config) -> None:
-    """Raises UserError for a model, a questions file or a reward function the run could not use.
+    """Raises UserError for a model, a questions file, a reward function or a loss the run could not use.
 
     Hub names are left to the loaders.
     """
     model, clip = config.policy.model, config.embedder.model
     own_terms(config.rewards.extra)
+    check_loss(config.policy)
     for field in ("questions", "validation"):
         file: Path | None = getattr(config.data, field)
         if file is not None and not file.is_file():

@@ -24,6 +24,7 @@ from actors.config import EmbedderConfig, PromptConfig, RolloutConfig, SelectorC
 from cluster.read_yaml import read_yaml
 from cluster.toyworld.config import ToyWorldConfig
 from learners.config import PolicyConfig, RewardConfig, SamplerConfig
+from learners.objectives import ONLY_AGGREGATION
 from services.config import DataConfig, FramesConfig, Section, Seed
 from services.errors import UserError
 
@@ -107,10 +108,10 @@ class Config(BaseSettings):
             ):
                 if not value:
                     yield f"{field}: empty, and there is no toyworld to take it from; name one"
-        if self.policy.loss == "gspo" and self.policy.aggregation != "seq-mean-token-mean":
+        only = ONLY_AGGREGATION.get(self.policy.loss, self.policy.aggregation)
+        if self.policy.aggregation != only:
             yield (
-                f"policy.aggregation: {self.policy.aggregation} is not that of policy.loss=gspo, a mean over sequences; "
-                "set seq-mean-token-mean"
+                f"policy.aggregation: {self.policy.aggregation} is not that of policy.loss={self.policy.loss}; set {only}"
             )
         if self.train.steps and not self.policy.train and not self.selector.learns:
             yield f"policy.train: false with selector.kind={self.selector.kind} leaves nothing to learn"

@@ -8,6 +8,7 @@ from actors.config import EmbedderConfig
 from cluster.config import Config
 from cluster.toyworld import MODELS, ToyWorld
 from services.errors import UserError
+from services.own_functions import absolute
 
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
@@ -37,7 +38,12 @@ def resolve(config: Config, world: ToyWorld | None) -> Config:
                     "cache": config.data.cache.absolute(),
                 }
             ),
-            "policy": config.policy.model_copy(update={"model": model(config.policy.model, "mllm")}),
+            "policy": config.policy.model_copy(
+                update={
+                    "model": model(config.policy.model, "mllm"),
+                    "loss": absolute(config.policy.loss),
+                }
+            ),
             "sampler": config.sampler.model_copy(update={"checkpoint": sampler and sampler.absolute()}),
             "embedder": config.embedder.model_copy(
                 update={

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from learners.objectives import ADVANTAGES, AGGREGATIONS, BEYOND, IMPORTANCE, KL_ESTIMATES, LOSSES
 from services.config import Section
+from services.own_functions import OWN_FUNCTION
+
+if TYPE_CHECKING:
+    Advantage = str
+    Aggregation = str
+    Beyond = str
+    Importance = str
+    KlEstimate = str
+else:  # the names of a table, whatever rows it has
+    Advantage = Literal[tuple(ADVANTAGES)]
+    Aggregation = Literal[tuple(AGGREGATIONS)]
+    Beyond = Literal[tuple(BEYOND)]
+    Importance = Literal[tuple(IMPORTANCE)]
+    KlEstimate = Literal[tuple(KL_ESTIMATES)]
+
+
+def _known_loss(name: str) -> str:
+    if name not in LOSSES and not re.fullmatch(OWN_FUNCTION, name):
+        raise ValueError(f"one of {', '.join(LOSSES)}, or a function of your own: path/to/file.py:function")
+    return name
 
 
 class LearnerConfig(Section):
@@ -57,11 +79,12 @@ class PolicyConfig(LearnerConfig):
     """DeepSpeed ZeRO stage: 0 replicates (float32 only), 1 shards the optimizer, 2 also gradients, 3 also parameters."""
     train: bool = True
     """False freezes the MLLM: stage 1, sampler pre-training."""
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    advantage: Advantage = "grpo"
     """Within a group: over the standard deviation (paper), without it, or minus the mean of the others."""
-    loss: Literal["clipped", "gspo"] = "clipped"
-    """Ratio of each token (paper), or GSPO's of the whole turn, whose clip range is far smaller (3e-4 and 4e-4)."""
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
+    loss: Annotated[str, AfterValidator(_known_loss)] = "clipped"
+    """`clipped`: the ratio of each token (paper); `gspo`: that of the whole turn, whose clip range is far smaller (3e-4 and
+    4e-4); or a function of your own, `path/to/file.py:function` (`docs/objectives.md`)."""
+    aggregation: Aggregation = "token-mean"
     """From token losses to the step's loss; a sequence is a turn, and every mean is over the whole step."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
     """The ratio is clipped from below at 1 - clip_low."""
@@ -71,16 +94,16 @@ class PolicyConfig(LearnerConfig):
     """The loss of a token whose advantage A is negative is at most -A * dual_clip; `inf` turns it off."""
     kl_coef: float = Field(default=0.0, ge=0)
     """Weight of the KL to the initial model (paper: none). Above 0 the learner holds that model too, unless by LoRA."""
-    kl: Literal["k1", "k2", "k3"] = "k3"
+    kl: KlEstimate = "k3"
     """Estimator of that KL."""
     old_log_probs: Literal["engine", "learner"] = "engine"
     """Denominator of the ratio: what the engine sampled from, or the learner's own log-probs at the start of the update,
     with the engine's mismatch corrected by truncated importance weights."""
-    importance: Literal["token", "sequence", "none"] = "token"
+    importance: Importance = "token"
     """Importance weight learner / engine of each token or of the whole turn, when `old_log_probs` is `learner`."""
     importance_cap: float = Field(default=2.0, gt=1)
     """Largest importance weight."""
-    importance_beyond: Literal["truncate", "mask"] = "truncate"
+    importance_beyond: Beyond = "truncate"
     """Weights above the cap become the cap, or their tokens are left out."""
     mismatch_limit: float = Field(default=0.1, gt=0)
     """Nats per token of `policy/mismatch_kl` above which the alarm goes off (ours)."""
@@ -152,7 +175,7 @@ class RewardConfig(Section):
     """A row is informative when max_t s > info_ratio * min_t s (paper: 10)."""
     logit_scale: float = Field(default=100.0, gt=0)
     """s is the row's softmax over frames of logit_scale * cosine (ours: CLIP's own scale)."""
-    extra: tuple[Annotated[str, Field(pattern=r".+\.py:\w+$")], ...] = ()
+    extra: tuple[Annotated[str, Field(pattern=rf"{OWN_FUNCTION}$")], ...] = ()
     """Reward functions of your own, `[path/to/file.py:function]`, whose numbers are added (`docs/method.md`)."""
 
     @model_validator(mode="after")

@@ -8,13 +8,14 @@ are counted, never silently dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from learners.baseline import draw_advantages
 from learners.config import PolicyConfig, SamplerConfig
-from learners.objectives import difficulty_advantage, draw_advantages, group_advantages, token_weights
+from learners.objectives import difficulty_advantage, group_advantages, token_weights
 from services.schema import Group, Question, Selection, Trajectory, Turn
 
 
@@ -77,15 +78,40 @@ def _advantages(rewards: Sequence[Sequence[float]], config: PolicyConfig) -> lis
     return group_advantages(flat, [len(group) for group in rewards], config.advantage).tolist()
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What the sampler learns from."""
+
+    worth: Callable[[Question, Trajectory, SamplerConfig], float]
+    """The worth of a trajectory's draw, before the baseline is subtracted."""
+    teaches: Callable[[Question], bool] = lambda question: True
+    """Whether the sampler can learn from a question; others are dropped."""
+
+
+def _reward(question: Question, trajectory: Trajectory, config: SamplerConfig) -> float:
+    return trajectory.reward.total if config.reward == "total" else trajectory.reward.terms["accuracy"]
+
+
+def _difficulty(question: Question, trajectory: Trajectory, config: SamplerConfig) -> float:
+    return difficulty_advantage(trajectory.letter == question.answer, question.pass_rate, config)
+
+
+OBJECTIVES = {
+    "joint": Objective(_reward),
+    "difficulty": Objective(_difficulty, teaches=lambda question: question.pass_rate != 1),
+}
+"""The values of `sampler.objective`."""
+
+
 def sampler_batch(groups: Sequence[Group], config: SamplerConfig) -> tuple[SamplerSample, ...]:
     """The draws with a gradient, each with its advantage; none for a selection in which nothing was drawn (T <= K).
 
     `objective="difficulty"` (stage 1) reads the questions' pass rates and drops those of 1.
     """
-    if config.objective == "difficulty":
-        groups = [group for group in groups if group.question.pass_rate != 1]
+    objective = OBJECTIVES[config.objective]
+    groups = [group for group in groups if objective.teaches(group.question)]
     trajectories = [(group.question, trajectory) for group in groups for trajectory in group.trajectories]
-    advantages = torch.tensor([_worth(question, trajectory, config) for question, trajectory in trajectories])
+    advantages = torch.tensor([objective.worth(question, trajectory, config) for question, trajectory in trajectories])
     if config.baseline:
         sizes = [len(group.trajectories) for group in groups]
         draws = [len(sharing) for group in groups for sharing in group.by_query_turn]
@@ -100,13 +126,6 @@ def sampler_batch(groups: Sequence[Group], config: SamplerConfig) -> tuple[Sampl
         for selection, advantage in draws_made
         if advantage != 0.0 or config.entropy_bonus > 0
     )
-
-
-def _worth(question: Question, trajectory: Trajectory, config: SamplerConfig) -> float:
-    """The value of a draw before the baseline is subtracted."""
-    if config.objective == "difficulty":
-        return difficulty_advantage(trajectory.letter == question.answer, question.pass_rate, config)
-    return trajectory.reward.total if config.reward == "total" else trajectory.reward.terms["accuracy"]
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -57,6 +57,10 @@ def independent_log_prob(logits_BT: Tensor, draws_BK: Tensor) -> Tensor:
     return (chosen_BK - logits_BT.logsumexp(-1, keepdim=True)).masked_fill(~present_BK, 0.0).sum(-1)
 
 
+LOG_PROBS = {"plackett_luce": log_prob, "independent": independent_log_prob}
+"""The values of `sampler.log_prob`."""
+
+
 def entropy(logits: Tensor) -> Tensor:
     """Entropy [...] float64 of softmax(logits) over the last axis of [..., T], nats; 0…log T. That of a single draw."""
     log_p = _finite(logits).log_softmax(-1)

@@ -26,7 +26,7 @@ from learners.credit import PolicySample
 from learners.lora import LoraLinear, without_adapters
 from learners.micro_batches import plan_micro_batches
 from learners.mllm import PolicyNetwork, count_chunks, load_mllm
-from learners.objectives import clipped_policy_loss, importance_weights, kl_estimate, sequence_log_ratio
+from learners.objectives import find_loss, importance_weights, kl_estimate
 from learners.packing import Family, plan_families, spans
 from learners.rank import LearnerRank, Published
 from services.config import DataConfig, FramesConfig
@@ -149,13 +149,7 @@ class PolicyLearner(LearnerRank):
         trust, above = importance_weights(
             mismatch, part.lengths, level, config.importance_cap, config.importance_beyond
         )
-        log_ratio = log_probs - old
-        if config.loss == "gspo":
-            log_ratio = sequence_log_ratio(log_ratio, part.lengths)
-        loss, clipped = clipped_policy_loss(
-            log_ratio, part.advantages, config.clip_low, config.clip_high,
-            config.dual_clip if config.loss == "clipped" else torch.inf,
-        )  # fmt: skip
+        loss, clipped = find_loss(config.loss)(log_probs - old, part.advantages, part.lengths, config)
         loss = trust * loss
         kl = torch.zeros_like(loss) if reference is None else kl_estimate(log_probs, reference, config.kl)
         engine_kl = kl_estimate(part.engine_log_probs, log_probs.detach(), "k3")

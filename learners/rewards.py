@@ -5,21 +5,16 @@ Invariants: terms are functions of a question and what was answered alone; every
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import math
-import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
 from learners.config import RewardConfig
 from services.errors import TrainingError, UserError
+from services.own_functions import describe, own_function
 from services.schema import Question, Reward, Selection, Turn
 
 
@@ -91,53 +86,22 @@ def own_terms(references: tuple[str, ...]) -> dict[str, OwnTerm]:
     question and an attempt, or bears the name of another term.
     """
     terms: dict[str, OwnTerm] = {}
-    modules: dict[str, ModuleType] = {}
     for reference in references:
-        file, _, name = reference.rpartition(":")
-        if file not in modules:
-            modules[file] = _load(file)
-        function = vars(modules[file]).get(name)
-        if not callable(function):
-            its = [key for key, value in vars(modules[file]).items() if getattr(value, "__module__", "") == file]
-            raise UserError(f"rewards.extra: {file} has no function {name}; what it has: {', '.join(its)}")
+        name = reference.rpartition(":")[2]
+        function = own_function("rewards.extra", reference, ("question", "attempt"))
         if name in terms or name in TERMS or name == "total":
             raise UserError(
                 f"rewards.extra: {reference}: there is a reward {name} already; give the function another name"
             )
-        try:
-            inspect.signature(function).bind("question", "attempt")
-        except TypeError as error:
-            raise UserError(f"rewards.extra: {reference} must take a question and an attempt: {error}") from None
         terms[name] = function
     return terms
-
-
-def _load(file: str) -> ModuleType:
-    """The module in a file, under the file's name: dataclasses look their module up."""
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise UserError(f"rewards.extra: {file}: no such file, from {Path.cwd()}")
-    spec = importlib.util.spec_from_file_location(file, path)
-    assert spec is not None and spec.loader is not None, "the config asks for .py"
-    sys.modules[file] = module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"rewards.extra: {file} cannot be loaded: {_describe(error)}") from error
-    return module
 
 
 def _ask(name: str, term: OwnTerm, question: Question, attempt: Attempt) -> float:
     try:
         value = float(term(question, attempt))
     except Exception as error:
-        raise TrainingError(f"reward {name} failed on question {question.id}: {_describe(error)}") from error
+        raise TrainingError(f"reward {name} failed on question {question.id}: {describe(error)}") from error
     if not math.isfinite(value):
         raise TrainingError(f"reward {name} is {value} on question {question.id}; it must be finite")
     return value
-
-
-def _describe(error: Exception) -> str:
-    """Kind and message of an error, and the line that raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"

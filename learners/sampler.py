@@ -16,7 +16,7 @@ import torch
 from learners.config import SamplerConfig
 from learners.credit import SamplerSample
 from learners.micro_batches import plan_micro_batches
-from learners.plackett_luce import entropy, independent_log_prob, log_prob
+from learners.plackett_luce import LOG_PROBS, entropy
 from learners.rank import LearnerRank, Published
 from services.checkpoints import save_sampler
 from services.weights import SAMPLER
@@ -87,5 +87,4 @@ class SamplerLearner(LearnerRank):
         draws_BK = torch.full((len(samples), longest), -1, device=device)
         for row, sample in enumerate(samples):
             draws_BK[row, : len(sample.selection.draw)] = torch.tensor(sample.selection.draw, device=device)
-        score = log_prob if self.config.log_prob == "plackett_luce" else independent_log_prob
-        return score(logits_BT, draws_BK), entropy(logits_BT)
+        return LOG_PROBS[self.config.log_prob](logits_BT, draws_BK), entropy(logits_BT)

@@ -47,6 +47,22 @@ def test_a_reward_function_that_is_not_there(toy_config: Config) -> None:
         check_inputs(toy_config.model_copy(update={"rewards": rewards}))
 
 
+def test_a_loss_of_ones_own_is_tried_and_found_from_any_folder(
+    toy_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choosing(loss: str) -> Config:
+        return toy_config.model_copy(update={"policy": toy_config.policy.model_copy(update={"loss": loss})})
+
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def halved(log_ratio_L, advantage_L, lengths, config):\n    return 0.5 * log_ratio_L\n")
+    assert resolve(choosing("gspo"), None).policy.loss == "gspo"
+    resolved = resolve(choosing("mine.py:halved"), None)
+    assert resolved.policy.loss == f"{tmp_path}/mine.py:halved"
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match="policy.loss: .*mine.py:halved failed: ValueError: too many values"):
+        check_inputs(resolved)
+
+
 @pytest.mark.parametrize(
     ("file", "what"),
     [

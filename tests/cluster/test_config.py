@@ -61,8 +61,13 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
         (["--policy.dual_clip=1"], "policy.dual_clip: Input should be greater than 1"),
         (
             ["--policy.loss=gspo"],
-            "policy.aggregation: token-mean is not that of policy.loss=gspo, a mean over sequences; set seq",
+            "policy.aggregation: token-mean is not that of policy.loss=gspo; set seq-mean-token-mean",
         ),
+        (
+            ["--policy.loss=ppo"],
+            "policy.loss: one of clipped, gspo, or a function of your own: path/to/file.py:function",
+        ),
+        (["--policy.advantage=gae"], "policy.advantage: Input should be 'grpo', 'dr_grpo' or 'rloo'"),
         (["--policy.aggregation=mean"], "policy.aggregation: Input should be 'token-mean', 'seq-mean-token-mean' or"),
         (
             ["--train.group_size=1", "--train.draws=1"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,7 +78,18 @@ def assert_same_gradients(way: str, found: dict[str, torch.Tensor], expected: di
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=0, msg=f"{way}: {name}")
 
 
-def test_no_optimisation_and_no_split_changes_the_gradients(ray_cluster: None, toy_config: Config) -> None:
+OWN_LOSS = """
+def own(log_ratio_L, advantage_L, lengths, config):
+    ratio_L = log_ratio_L.exp()
+    loss_L = -(advantage_L * ratio_L).minimum(advantage_L * ratio_L.clamp(0.8, 1.2))
+    return loss_L.where(advantage_L > 0, loss_L.minimum(-3 * advantage_L)), ratio_L > 1.2
+"""
+
+
+def test_no_optimisation_and_no_split_changes_the_gradients(
+    ray_cluster: None, toy_config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "loss.py").write_text(OWN_LOSS)
     samples = policy_samples(toy_config)
     expected, corrected = (reference_gradients(toy_config, samples, how) for how in (False, True))
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.05, "too small to compare"
@@ -88,6 +100,7 @@ def test_no_optimisation_and_no_split_changes_the_gradients(ray_cluster: None, t
         "not packed: every turn alone": {"micro_batch_tokens": 1},
         "several passes": {"micro_batch_tokens": 60},
         "checkpointed": {"gradient_checkpointing": True},
+        "a loss of one's own": {"loss": f"{tmp_path}/loss.py:own"},
     }
     others: dict[str, dict[str, Any]] = {
         "corrected": {"old_log_probs": "learner"},

@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from learners.config import SamplerConfig
+from learners.baseline import draw_advantages
+from learners.config import PolicyConfig, SamplerConfig
+from learners.credit import OBJECTIVES
 from learners.objectives import (
-    Advantage,
-    Aggregation,
+    check_loss,
     clipped_policy_loss,
     difficulty_advantage,
-    draw_advantages,
+    find_loss,
     group_advantages,
     importance_weights,
     kl_estimate,
     sequence_log_ratio,
     token_weights,
 )
+from learners.plackett_luce import LOG_PROBS
+from services.errors import TrainingError, UserError
 
 GOLDEN = Path(os.environ.get("MSJOE_GOLDEN", Path(__file__).parents[1] / "golden")) / "grpo.json"
+OBJECTIVES_PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
 CASES = json.loads(GOLDEN.read_text())
 LOSSES = [(case, loss) for case in CASES for loss in case["loss"]]
 
@@ -39,7 +45,7 @@ def sizes(case: dict) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
 @pytest.mark.parametrize("case", CASES)
-def test_golden_advantages(case: dict, kind: Advantage) -> None:
+def test_golden_advantages(case: dict, kind: str) -> None:
     found = group_advantages(tensor(case["rewards"]), sizes(case), kind)
     torch.testing.assert_close(found, tensor(case["advantage"][kind]), atol=1e-5, rtol=0)
 
@@ -94,9 +100,9 @@ def test_bad_groups_and_kinds_are_named() -> None:
     with pytest.raises(ValueError, match=r"sizes \[2, 2\]"):
         group_advantages(torch.zeros(3), [2, 2])
     with pytest.raises(ValueError, match="one of grpo, dr_grpo, rloo"):
-        group_advantages(torch.zeros(3), [3], kind="gae")  # type: ignore[arg-type]
+        group_advantages(torch.zeros(3), [3], kind="gae")
     with pytest.raises(ValueError, match="k1, k2, k3"):
-        kl_estimate(torch.zeros(1), torch.zeros(1), "k4")  # type: ignore[arg-type]
+        kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
 
 
 def test_clipping_is_asymmetric_pessimistic_and_reported() -> None:
@@ -119,6 +125,75 @@ def test_dual_clip_bounds_the_loss_of_negative_advantages_alone() -> None:
     torch.testing.assert_close(log_ratio.grad, torch.tensor([2.0, 0.0, -4.0]))
 
 
+OWN_LOSSES = """
+import torch
+
+def plain(log_ratio_L, advantage_L, lengths, config):
+    return -advantage_L * log_ratio_L.exp(), torch.zeros(len(log_ratio_L), dtype=torch.bool)
+
+def summed(log_ratio_L, advantage_L, lengths, config):
+    loss_L, clipped_L = plain(log_ratio_L, advantage_L, lengths, config)
+    return loss_L.sum(), clipped_L
+
+def detached(log_ratio_L, advantage_L, lengths, config):
+    return plain(log_ratio_L.detach(), advantage_L, lengths, config)
+
+def lone(log_ratio_L, advantage_L, lengths, config):
+    return -advantage_L * log_ratio_L
+
+def typo(log_ratio_L, advantage_L, lengths, config):
+    return plain(log_ratio_L, advantage_L, lengths, config.clip)
+
+def short(log_ratio_L, advantage_L):
+    return -advantage_L * log_ratio_L, log_ratio_L > 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("summed", "{}:summed must return a loss with a gradient and whether it was clipped for each of the 5 tokens"),
+        ("detached", "{}:detached must return a loss with a gradient"),
+        ("lone", "{}:lone failed: ValueError: too many values to unpack"),
+        ("typo", "{}:typo failed: AttributeError: 'PolicyConfig' object has no attribute 'clip' ({}, line 18)"),
+        ("short", "{}:short must take log_ratio_L, advantage_L, lengths, config: too many positional arguments"),
+        ("none", "{} has no function none; what it has: plain, summed, detached, lone, typo, short"),
+    ],
+)
+def test_a_loss_of_ones_own_that_cannot_be_used_is_said(function: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "losses.py"
+    file.write_text(OWN_LOSSES)
+    check_loss(PolicyConfig(loss=f"{file}:plain"))
+    with pytest.raises(UserError, match=re.escape("policy.loss: " + message.replace("{}", str(file)))):
+        check_loss(PolicyConfig(loss=f"{file}:{function}"))
+
+
+def test_a_loss_of_ones_own_that_fails_in_the_run_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "losses.py"
+    file.write_text("def fragile(log_ratio_L, advantage_L, lengths, config):\n    return 1 / 0\n")
+    loss = find_loss(f"{file}:fragile")
+    with pytest.raises(TrainingError, match=r"policy.loss: .*:fragile failed: ZeroDivisionError: .*, line 2\)"):
+        loss(torch.zeros(2), torch.ones(2), (2,), PolicyConfig())
+
+
+def test_the_loss_of_the_docs(tmp_path: Path) -> None:
+    """It runs as it stands: a clipped ratio weighs the log-prob, and no token loses its gradient."""
+    (code,) = re.findall(r"```python\n# losses/cispo.py\n(.*?)```", OBJECTIVES_PAGE.read_text(), re.DOTALL)
+    (tmp_path / "cispo.py").write_text(code)
+    config = PolicyConfig(loss=f"{tmp_path}/cispo.py:cispo", clip_high=0.3)
+    check_loss(config)
+    log_ratio = torch.tensor([0.5, 1.0, 1.5]).log().requires_grad_()
+    loss, clipped = find_loss(config.loss)(log_ratio, torch.tensor([1.0, 1.0, -2.0]), (3,), config)
+    loss.sum().backward()
+    torch.testing.assert_close(log_ratio.grad, torch.tensor([-0.5, -1.0, 2.6]))
+    assert clipped.tolist() == [False, False, True]
+
+
+def test_the_samplers_choices_are_rows_of_tables() -> None:
+    for field, table in (("log_prob", LOG_PROBS), ("objective", OBJECTIVES)):
+        assert get_args(SamplerConfig.model_fields[field].annotation) == tuple(table)
+
+
 def test_far_log_ratios_stay_finite() -> None:
     log_prob = torch.tensor([0.0, -500.0]).requires_grad_()
     old = torch.tensor([-500.0, 0.0])
@@ -133,7 +208,7 @@ def test_far_log_ratios_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"])
-def test_weights_come_from_the_whole_step(aggregation: Aggregation) -> None:
+def test_weights_come_from_the_whole_step(aggregation: str) -> None:
     lengths, loss = [3, 1, 4], [1.0, 2.0, 3.0]  # each token of a sequence has its loss
 
     def total(counts: list[float]) -> float:
@@ -159,7 +234,7 @@ def test_importance_weights_by_hand() -> None:
     lengths = [2, 3]
 
     def weights(level: str, beyond: str) -> tuple[list[float], list[bool]]:
-        found, above = importance_weights(log_ratio, lengths, level, 3.0, beyond)  # type: ignore[arg-type]
+        found, above = importance_weights(log_ratio, lengths, level, 3.0, beyond)
         return found.tolist(), above.tolist()
 
     assert weights("token", "truncate") == (pytest.approx([1.5, 0.5, 3, 1, 1]), [False, False, True, False, False])

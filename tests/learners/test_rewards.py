@@ -136,7 +136,7 @@ def test_a_function_that_fails_is_named_with_the_question(function: str, message
     [
         (["missing.py:f"], "rewards.extra: missing.py: no such file, from "),
         (["{}:brevty"], "rewards.extra: {} has no function brevty; what it has: Bounds, brevity, early, broken"),
-        (["{}:lonely"], "rewards.extra: {}:lonely must take a question and an attempt"),
+        (["{}:lonely"], "rewards.extra: {}:lonely must take question, attempt: "),
         (["{}:info"], "rewards.extra: {}:info: there is a reward info already"),
         (["{}:early", "{}:early"], "rewards.extra: {}:early: there is a reward early already"),
         (["wrong.py:f"], "rewards.extra: wrong.py cannot be loaded: ZeroDivisionError: division by zero"),
