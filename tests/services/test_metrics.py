@@ -11,7 +11,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 from services import jsonl
 from services.errors import UserError
-from services.metrics import MetricsSink, format_line, read_metrics
+from services.metrics import MetricsSink, read_metrics
+from services.metrics.console import format_line
 from tests.full_disk import full_disk
 
 JOINT = {
@@ -55,6 +56,7 @@ def test_values_come_back_from_every_back_end(tmp_path: Path, capsys: pytest.Cap
     scalars = tensorboard_scalars(tmp_path / "run")
     assert scalars[2, "reward/total"] == 0.5
     assert {name for step, name in scalars if step == 1} == set(JOINT)
+    assert b"mismatch KL, nats per token" in next((tmp_path / "run/tensorboard").iterdir()).read_bytes()
     lines = capsys.readouterr().out.splitlines()
     assert lines == [format_line(1, 2, JOINT), format_line(2, 2, {**JOINT, "reward/total": 0.5})]
 
@@ -130,6 +132,16 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\nnonsense\n')
     with pytest.raises(UserError, match="line 2 is not JSON"):
         list(jsonl.read(path))
+
+
+def test_a_metric_without_a_row_is_logged_and_warned_of_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with MetricsSink(tmp_path, total_steps=2) as sink:
+        for step in (1, 2):
+            sink.log(step, {"reward/total": 0.5, "timing/lunch": 1.0})
+    assert [row["timing/lunch"] for row in read_metrics(tmp_path)] == [1.0, 1.0]
+    assert capsys.readouterr().out.count("timing/lunch has no row") == 1
 
 
 def test_a_tracker_that_fails_is_warned_of_once_and_training_goes_on(
