@@ -11,7 +11,34 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt that the engine continues."""
+
+    prompt: dict[str, Any]
+    params: Any
+    """vLLM's `SamplingParams`."""
+    future: Future
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function that runs while the engine holds no request."""
+
+    function: Callable[[], Any]
+    future: Future
+
+    def run(self) -> None:
+        """Run it, unless it was cancelled; its result or its error is the future's."""
+        if self.future.set_running_or_notify_cancel():
+            try:
+                self.future.set_result(self.function())
+            except Exception as error:
+                self.future.set_exception(error)
 
 
 class EngineLoop:
@@ -19,7 +46,7 @@ class EngineLoop:
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
-        self._inbox: queue.SimpleQueue[tuple[Callable[[], Any] | None, tuple[Any, ...], Future]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Request | Call] = queue.SimpleQueue()
         self._running: dict[str, Future] = {}
         self._next_id = 0
         self._step_failed = False
@@ -27,49 +54,44 @@ class EngineLoop:
 
     def generate(self, prompt: dict[str, Any], params: Any) -> Future:
         """Future of the request's final `RequestOutput`; cancelling it ends the request in the engine."""
-        return self._send(None, (prompt, params))
+        request = Request(prompt, params, Future())
+        self._inbox.put(request)
+        return request.future
 
     def call(self, function: Callable[[], Any]) -> Future:
         """Future of `function()`, run between batches: after all earlier requests, before all later ones."""
-        return self._send(function, ())
-
-    def _send(self, function: Callable[[], Any] | None, request: tuple[Any, ...]) -> Future:
-        future: Future = Future()
-        self._inbox.put((function, request, future))
-        return future
+        call = Call(function, Future())
+        self._inbox.put(call)
+        return call.future
 
     def _run(self) -> None:
-        call: tuple[Callable[[], Any], Future] | None = None
+        """Take messages in their order: requests join the batch, a call waits for it to end and holds back what comes later."""
+        waiting: Call | None = None
         while True:
-            while call is None and (not self._running or not self._inbox.empty()):
-                function, request, future = self._inbox.get()
-                if function is None:
-                    self._add(request, future)
+            while waiting is None and (not self._running or not self._inbox.empty()):
+                message = self._inbox.get()
+                if isinstance(message, Call):
+                    waiting = message
                 else:
-                    call = function, future
+                    self._add(message)
             self._drop_cancelled()
             if self._running:
                 self._step()
-            elif call is not None:
-                function, future = call
-                call = None
-                if future.set_running_or_notify_cancel():
-                    try:
-                        future.set_result(function())
-                    except Exception as error:
-                        future.set_exception(error)
+            elif waiting is not None:
+                waiting.run()
+                waiting = None
 
-    def _add(self, request: tuple[Any, ...], future: Future) -> None:
+    def _add(self, request: Request) -> None:
         request_id = str(self._next_id)
         self._next_id += 1
         try:
-            self.engine.add_request(request_id, *request)
+            self.engine.add_request(request_id, request.prompt, request.params)
         except Exception as error:
             self.engine.abort_request([request_id])  # its front end may have taken it in already
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(error)
         else:
-            self._running[request_id] = future
+            self._running[request_id] = request.future
 
     def _drop_cancelled(self) -> None:
         cancelled = [request_id for request_id, future in self._running.items() if future.cancelled()]

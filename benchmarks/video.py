@@ -25,8 +25,9 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from rich.console import Console
 from rich.table import Table
 
+from services.candidates import Frame
 from services.decode_process import DecodeProcess
-from services.video import Frame, read_with_decord
+from services.video import read_with_decord
 from services.visual import frame_size
 
 FPS, CLIP, SHORT = 30, 20, 12

@@ -154,6 +154,26 @@ class Track:
 
 
 @contextmanager
+def says_why(path: str) -> Iterator[None]:
+    """Whatever goes wrong in reading is a VideoError, which names the path."""
+    try:
+        yield
+    except Exception as error:
+        raise VideoError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    import av
+
+    if isinstance(error, VideoError):
+        return str(error)
+    if isinstance(error, av.FFmpegError | OSError):
+        return f"not a readable video ({error.strerror or error})"
+    return f"cannot be decoded ({type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]})"
+
+
+@contextmanager
 def opened(path: str, notes: set[str]) -> Iterator[Track]:
     """The main video stream of the file at `path`; what is found out about it is added to `notes`."""
     import av

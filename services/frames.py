@@ -29,11 +29,11 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 
+from services.candidates import DECODE_RULE, Candidates
 from services.decode_process import DecodeProcess
 from services.errors import DecoderLost, VideoError
 from services.schema import Video
 from services.storage import UNREADABLE, Storage, remember
-from services.video import DECODE_RULE, Candidates
 
 if TYPE_CHECKING:
     from services.config import DataConfig, FramesConfig
@@ -163,7 +163,7 @@ class FrameCache:
         return self._storage.find(_name(key)).stat().st_size
 
     def notes(self, key: str) -> list[str]:
-        """What is to be known about the cached video of this key: see `services.video.Candidates`."""
+        """What is to be known about the cached video of this key: see `services.candidates.Candidates`."""
         reader = self._reader(key)
         _, metadata = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         return metadata[b"notes"].decode().split("\n") if metadata else []

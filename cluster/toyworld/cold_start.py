@@ -14,6 +14,7 @@ Shape letters: `B` batch, `L` tokens, `P` pairs of frames, `D` hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, islice, product, starmap, takewhile
 from pathlib import Path
@@ -180,33 +181,47 @@ def _learn_to_talk(
     report: Report,
 ) -> None:
     """Minimise the cross-entropy of the replies, end token included, and that of every frame's shape before."""
-    embed, decoder = model.get_input_embeddings(), model.model.language_model
-    head = torch.nn.Linear(HIDDEN, len(SHAPES))
-    parameters = [*decoder.parameters(), *model.lm_head.parameters(), *head.parameters()]
+    decoder, shape_head = model.model.language_model, torch.nn.Linear(HIDDEN, len(SHAPES))
+    parameters = [*decoder.parameters(), *model.lm_head.parameters(), *shape_head.parameters()]
     optimizer, schedule = _optimizer(parameters, TALK_LR, steps)
     chat = Chat(processor.tokenizer, CHAT_TEMPLATE)
-    for _, dialogues in zip(range(stop), batches, strict=False):
-        rows = [
-            _row(model, processor.tokenizer, chat, dialogue, SIDES[turn])
-            for turn, of_turn in dialogues.items()
-            for dialogue in of_turn
-        ]
-        ids_BL, is_reply_BL, positions_3BL = _padded(rows, processor.tokenizer.pad_token_id)
-        x_BLD = embed(ids_BL)
-        with torch.no_grad():
-            seen = [
-                _see(model, processor, gallery.pictures(_numbers(gallery, of_turn), SIDES[turn], rng))
-                for turn, of_turn in dialogues.items()
-            ]
-        is_visual_BL = ids_BL == model.config.video_token_id
-        x_BLD[is_visual_BL] = torch.cat(seen)
-        output = decoder(inputs_embeds=x_BLD, position_ids=positions_3BL, use_cache=False, output_hidden_states=True)
-        logits = model.lm_head(output.last_hidden_state[:, :-1][is_reply_BL[:, 1:]])
-        loss = cross_entropy(logits, ids_BL[:, 1:][is_reply_BL[:, 1:]])
-        middle = output.hidden_states[len(decoder.layers) // 2][is_visual_BL][-len(seen[-1]) :]  # of the answer turns
-        before = _shapes_before(dialogues["answer"]).repeat_interleave(2)  # two tokens a frame
-        _step(loss + cross_entropy(head(middle), before), parameters, optimizer, schedule)
-        report(loss.item())
+    for dialogues in islice(batches, stop):
+        batch = _batch(model, processor, chat, dialogues)
+        seen = {
+            turn: _seen(model, processor, gallery, of_turn, SIDES[turn], rng) for turn, of_turn in dialogues.items()
+        }
+        is_visual_BL = batch.ids_BL == model.config.video_token_id
+        x_BLD = model.get_input_embeddings()(batch.ids_BL)
+        x_BLD[is_visual_BL] = torch.cat([*seen.values()])
+        output = decoder(
+            inputs_embeds=x_BLD, position_ids=batch.positions_3BL, use_cache=False, output_hidden_states=True
+        )
+        reply_loss = _reply_loss(model, output.last_hidden_state, batch)
+        middle_BLD = output.hidden_states[len(decoder.layers) // 2]
+        of_answers = middle_BLD[is_visual_BL][-len(seen["answer"]) :]  # the answer turns are the last rows
+        shapes_before = _shapes_before(dialogues["answer"]).repeat_interleave(2)  # two tokens a frame
+        shape_loss = cross_entropy(shape_head(of_answers), shapes_before)
+        _step(reply_loss + shape_loss, parameters, optimizer, schedule)
+        report(reply_loss.item())
+
+
+@torch.no_grad()
+def _seen(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    gallery: Gallery,
+    dialogues: Sequence[Dialogue],
+    side: int,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Visual tokens [n, D] of all frames of these dialogues, `side` pixels wide and high."""
+    return _see(model, processor, gallery.pictures(_numbers(gallery, dialogues), side, rng))
+
+
+def _reply_loss(model: Qwen2_5_VLForConditionalGeneration, hidden_BLD: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy of the replies' tokens, each predicted at the token before it."""
+    is_reply_BL = batch.is_reply_BL[:, 1:]
+    return cross_entropy(model.lm_head(hidden_BLD[:, :-1][is_reply_BL]), batch.ids_BL[:, 1:][is_reply_BL])
 
 
 def _frames(dialogue: Dialogue) -> tuple[Thing, ...]:
@@ -240,17 +255,38 @@ def _row(
     return ids, len(prompt_ids), mrope_positions(is_visual, [grid], [seconds * vision.tokens_per_second])
 
 
-def _padded(rows: Sequence[tuple[list[int], int, np.ndarray]], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids and which of them belong to a reply, both [B, L], and positions [3, B, L]; padded on the right."""
-    length = max(len(ids) for ids, _, _ in rows)
-    ids_BL = torch.full((len(rows), length), pad)
-    is_reply_BL = torch.zeros((len(rows), length), dtype=torch.bool)
-    positions_3BL = torch.zeros((3, len(rows), length), dtype=torch.long)
+@dataclass(frozen=True)
+class Batch:
+    """Dialogues of one step, padded on the right."""
+
+    ids_BL: Tensor
+    is_reply_BL: Tensor
+    """Which tokens belong to a reply."""
+    positions_3BL: Tensor
+
+
+def _batch(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    chat: Chat,
+    dialogues: Mapping[str, Sequence[Dialogue]],
+) -> Batch:
+    """The dialogues, by turn, one after the other."""
+    tokenizer = processor.tokenizer
+    rows = [
+        _row(model, tokenizer, chat, dialogue, SIDES[turn])
+        for turn, of_turn in dialogues.items()
+        for dialogue in of_turn
+    ]
+    size = len(rows), max(len(ids) for ids, _, _ in rows)
+    ids_BL = torch.full(size, tokenizer.pad_token_id)
+    is_reply_BL = torch.zeros(size, dtype=torch.bool)
+    positions_3BL = torch.zeros((3, *size), dtype=torch.long)
     for row, (ids, start, positions) in enumerate(rows):
         ids_BL[row, : len(ids)] = torch.tensor(ids)
         is_reply_BL[row, start : len(ids)] = True
         positions_3BL[:, row, : len(ids)] = torch.from_numpy(positions)
-    return ids_BL, is_reply_BL, positions_3BL
+    return Batch(ids_BL, is_reply_BL, positions_3BL)
 
 
 def _optimizer(parameters: list[torch.nn.Parameter], peak: float, steps: int) -> tuple[Any, Any]:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from services.candidates import Candidates
 from services.container import PROMISED_MORE
 from services.errors import VideoError
-from services.video import Candidates, decode, read_with_pyav
+from services.video import decode, read_with_pyav
 from tests.services.odd_videos import hundredths, picture, read_numbers, write_video
 
 TOKENS = 8

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from imageio_ffmpeg import get_ffmpeg_exe
 
-from services.video import HDR, Candidates, decode, read_with_decord
+from services.candidates import Candidates
+from services.video import HDR, decode, read_with_decord
 
 TOKENS = 24
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "white": (235, 235, 235)}

@@ -20,50 +20,52 @@ import av
 import numpy as np
 import pytest
 
+from services import decord_reader
 from services import video as module
+from services.candidates import EPSILON, Frame, each_second
 from services.decode_process import DecodeProcess
 from services.errors import DecoderLost, VideoError
-from services.video import decode, each_second, read_with_decord, read_with_pyav
+from services.video import decode, read_with_decord, read_with_pyav
 from services.visual import frame_size
 from tests.services.odd_videos import ten_hours, write_video
 
 TOKENS = 8
 
 
-def save(path: Path, frames: Iterator[module.Frame]) -> None:
+def save(path: Path, frames: Iterator[Frame]) -> None:
     """A `write` that tests read back."""
     path.write_bytes(pickle.dumps(list(frames)))
 
 
-def fill(frames: Iterator[module.Frame]) -> None:
+def fill(frames: Iterator[Frame]) -> None:
     """A `write` on a full disk."""
     next(frames)
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def run_late(frames: Iterator[module.Frame]) -> None:
+def run_late(frames: Iterator[Frame]) -> None:
     """A `write` whose own storage does not answer in time."""
     next(frames)
     raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
 
 
-def die(frames: Iterator[module.Frame]) -> None:
+def die(frames: Iterator[Frame]) -> None:
     """A `write` that no process survives."""
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def hang(frames: Iterator[module.Frame]) -> None:
+def hang(frames: Iterator[Frame]) -> None:
     """A `write` that never ends."""
     signal.pause()
 
 
-def interrupt_and_save(out: Path, frames: Iterator[module.Frame]) -> None:
+def interrupt_and_save(out: Path, frames: Iterator[Frame]) -> None:
     """A `write` amid which the caller is interrupted."""
     os.kill(os.getppid(), signal.SIGUSR1)
     save(out, frames)
 
 
-def fail_once(marker: Path, how: str, out: Path, frames: Iterator[module.Frame]) -> None:
+def fail_once(marker: Path, how: str, out: Path, frames: Iterator[Frame]) -> None:
     """A `write` under whose first call the process hangs or dies."""
     if not marker.exists():
         next(frames)
@@ -73,7 +75,7 @@ def fail_once(marker: Path, how: str, out: Path, frames: Iterator[module.Frame])
 
 
 def decoded(path: Path, tokens: int = TOKENS, read: Callable[..., Any] = decode) -> tuple[list[float], np.ndarray]:
-    frames: list[module.Frame] = []
+    frames: list[Frame] = []
     assert read(str(path), tokens, lambda each: frames.extend(list(each))) in (True, None)
     return [time for time, _ in frames], np.stack([pixels for _, pixels in frames])
 
@@ -110,8 +112,8 @@ def test_each_second_is_the_rule():
     rng = np.random.default_rng(1)
     for _ in range(200):
         times = np.concatenate([[0.0], np.cumsum(rng.choice([0.04, 0.3, 0.999, 1.003, 4.2], rng.integers(0, 30)))])
-        last = int(np.floor(times[-1] + module.EPSILON))
-        expected = [int(np.flatnonzero(times <= i + module.EPSILON)[-1]) for i in range(last + 1)]
+        last = int(np.floor(times[-1] + EPSILON))
+        expected = [int(np.flatnonzero(times <= i + EPSILON)[-1]) for i in range(last + 1)]
         assert [frame for _, frame in each_second((t, n) for n, t in enumerate(times))] == expected
 
 
@@ -157,7 +159,7 @@ def test_decord_reads_plain_videos_and_leaves_the_rest(odds, read_numbers):
     """Open GOPs, reordered frames, uneven clocks and overlong sound are plain; what only PyAV gets right is not."""
     readings = {}
     for name, odd in odds.items():
-        frames: list[module.Frame] = []
+        frames: list[Frame] = []
         if read_with_decord(str(odd.path), TOKENS, lambda each, frames=frames: frames.extend(each)):
             readings[name] = read_numbers(np.stack([pixels for _, pixels in frames]))
     assert readings == {name: odds[name].numbers for name in readings}
@@ -170,7 +172,7 @@ def test_decord_reads_plain_videos_and_leaves_the_rest(odds, read_numbers):
 def test_decord_leaves_what_it_cannot_hold(video, monkeypatch):
     frames = deque(maxlen=0)
     assert read_with_decord(str(video), TOKENS, frames.extend)
-    monkeypatch.setattr(module, "DECORD_BYTES", 12 * 10 * 28 * 28 * 3)
+    monkeypatch.setattr(decord_reader, "DECORD_BYTES", 12 * 10 * 28 * 28 * 3)
     assert not read_with_decord(str(video), TOKENS, frames.extend)
 
 
