@@ -1,76 +1,27 @@
-"""The collector: a query turn and what follows of it, as one coroutine that reads like the paper; many at once.
+"""The collector: views of a question and their rewards, in groups; many questions at once.
 
-Invariants: a trajectory's randomness comes from (seed, step, question, index) alone, whichever actors serve it; without a seed
-there is none; a question that cannot be asked costs no other; only ids, indices, similarities and texts pass through here,
-never a pixel.
+Invariants: a trajectory's randomness comes from (seed, step, question, index) alone; without a seed there is none; a question
+that cannot be asked costs no other.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
-from actors.config import PromptConfig
-from actors.pool import Pool
-from actors.prompts import parse_answer, parse_queries
-from actors.turns import Turns
+from actors.viewing import Viewing, stream, together
 from learners.config import RewardConfig
 from learners.rewards import Attempt, score
 from services.errors import QuestionError
-from services.schema import Group, LeftOut, Question, Selection, Trajectory, Video
-
-Result = TypeVar("Result")
-
-
-def stream(*identity: object) -> int:
-    """A 62-bit seed of its own for everything that `identity` names."""
-    digest = hashlib.blake2b("/".join(map(str, identity)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 2
-
-
-async def together(calls: Iterable[Awaitable[Result]]) -> list[Result]:
-    """The results of all calls, in their order.
-
-    A QuestionError is raised when all have ended, so that nothing of a question left out runs on; any other error at once.
-    """
-
-    async def ended(call: Awaitable[Result]) -> Result | QuestionError:
-        try:
-            return await call
-        except QuestionError as error:
-            return error
-
-    results = []
-    for outcome in await asyncio.gather(*map(ended, calls)):
-        if isinstance(outcome, QuestionError):
-            raise outcome
-        results.append(outcome)
-    return results
+from services.schema import Group, LeftOut, Question, Trajectory
 
 
 class Collector:
-    """Drives the three actor pools; `turns` holds that of the rollouts.
+    """Rewards what `viewing` sees. `budget`: K. `seed`: None takes the most probable tokens and frames, as at test time."""
 
-    `budget`: K. `seed`: None takes the most probable tokens and frames, as at test time.
-    """
-
-    def __init__(
-        self,
-        turns: Turns,
-        embedders: Pool,
-        selectors: Pool,
-        budget: int,
-        prompts: PromptConfig,
-        rewards: RewardConfig,
-        videos: Mapping[str, Video],
-        seed: int | None,
-    ) -> None:
-        self._turns, self._embedders, self._selectors = turns, embedders, selectors
-        self._budget, self._prompts, self._rewards = budget, prompts, rewards
-        self._videos, self._seed = videos, seed
+    def __init__(self, viewing: Viewing, budget: int, rewards: RewardConfig, seed: int | None) -> None:
+        self._viewing, self._budget, self._rewards, self._seed = viewing, budget, rewards, seed
 
     async def collect(
         self, questions: Sequence[Question], group_size: int, draws: int, step: int
@@ -89,31 +40,32 @@ class Collector:
             return LeftOut(question, str(error))
         return Group(question, tuple(itertools.chain(*by_query_turn)))
 
-    async def query_turn(self, question: Question, index: int, draws: int, step: int) -> list[Trajectory]:
-        """One query turn and its similarity; of each of `draws`: key frames, answer, reward.
+    async def query_turn(self, question: Question, query_index: int, draws: int, step: int) -> list[Trajectory]:
+        """One query turn, and `draws` views that follow from it, each with its reward.
 
         Raises QuestionError when the question cannot be asked.
         """
-        query_turn = await self._turns.query(question, self._stream(step, question.id, index, "query"))
-        parsed, queries_formatted = parse_queries(query_turn.text, self._prompts.max_queries)
-        queries = parsed if parsed and self._prompts.ask_clip == "queries" else (question.question,)
-        similarity = await self._embedders.call("similarity", self._videos[question.video].key, queries)
+        search = await self._viewing.search(question, self._stream(step, question.id, query_index, "query"))
 
-        async def trajectory(place: int) -> Trajectory:
-            identity = (step, question.id, place)
-            selection: Selection = await self._selectors.call(
-                "select", similarity, self._budget, self._stream(*identity, "select")
-            )
-            answer_turn = await self._turns.answer(question, selection.frames, self._stream(*identity, "answer"))
-            letter, answer_formatted = parse_answer(answer_turn.text, len(question.options))
-            formatted = queries_formatted and answer_formatted
-            attempt = Attempt(query_turn, queries, selection, answer_turn, letter, formatted)
-            reward = score(question, attempt, self._rewards)
+        async def trajectory(index: int) -> Trajectory:
+            seeds = [self._stream(step, question.id, index, what) for what in ("select", "answer")]
+            view = await self._viewing.choose_and_answer(question, search, self._budget, *seeds)
+            queries, answer = view.queries, view.answer
+            attempt = Attempt(queries.turn, queries.texts, view.selection, answer.turn, answer.letter, view.formatted)
             return Trajectory(
-                question.id, place, index, query_turn, queries, not parsed, selection, answer_turn, letter, reward
+                question_id=question.id,
+                index=index,
+                query_index=query_index,
+                query_turn=queries.turn,
+                queries=queries.texts,
+                fallback=queries.fallback,
+                selection=view.selection,
+                answer_turn=answer.turn,
+                letter=answer.letter,
+                reward=score(question, attempt, self._rewards),
             )
 
-        return await together(trajectory(index * draws + draw) for draw in range(draws))
+        return await together(trajectory(query_index * draws + draw) for draw in range(draws))
 
     def _stream(self, *identity: object) -> int | None:
         return None if self._seed is None else stream(self._seed, *identity)

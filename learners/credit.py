@@ -16,7 +16,7 @@ import torch
 from learners.baseline import draw_advantages
 from learners.config import PolicyConfig, SamplerConfig
 from learners.objectives import difficulty_advantage, group_advantages, token_weights
-from services.schema import Group, Question, Selection, Trajectory, Turn
+from services.schema import Group, Question, Selection, Trajectory, Turn, label
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _reward(question: Question, trajectory: Trajectory, config: SamplerConfig) -
 
 
 def _difficulty(question: Question, trajectory: Trajectory, config: SamplerConfig) -> float:
-    return difficulty_advantage(trajectory.letter == question.answer, question.pass_rate, config)
+    return difficulty_advantage(trajectory.letter == label(question), question.pass_rate, config)
 
 
 OBJECTIVES = {
@@ -139,7 +139,7 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         **{
             f"reward/{term}": _mean(t.reward.terms[term] for t in trajectories) for term in trajectories[0].reward.terms
         },
-        "rollout/right_answers": _mean(t.letter == g.question.answer for g in groups for t in g.trajectories),
+        "rollout/right_answers": _mean(t.letter == label(g.question) for g in groups for t in g.trajectories),
         "rollout/queries": _mean(0 if t.fallback else len(t.queries) for t in first_of_turns),
         "rollout/queries_unparsed": _mean(t.fallback for t in first_of_turns),
         "rollout/answers_unparsed": _mean(t.letter is None for t in trajectories),

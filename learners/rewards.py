@@ -15,7 +15,7 @@ import numpy as np
 from learners.config import RewardConfig
 from services.errors import TrainingError, UserError
 from services.own_functions import describe, own_function
-from services.schema import Question, Reward, Selection, Turn
+from services.schema import Question, Reward, Selection, Turn, label
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def informative(similarity: np.ndarray, config: RewardConfig) -> np.ndarray:
 
 
 def _accuracy(question: Question, attempt: Attempt, config: RewardConfig) -> float:
-    return float(attempt.letter == question.answer)
+    return float(attempt.letter == label(question))
 
 
 def _format(question: Question, attempt: Attempt, config: RewardConfig) -> float:

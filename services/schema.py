@@ -17,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from services.errors import UserError
+
 MAX_QUERIES = 4
 """Rows of the similarity matrix that the sampler network is built for."""
 
@@ -40,8 +42,8 @@ class Question:
     question: str
     options: tuple[str, ...]
     """Texts of the options without their letters; option 0 is letter A."""
-    answer: str
-    """The right option's letter."""
+    answer: str | None = None
+    """The right option's letter; None when it is not known, so that the question can only be asked (`label`)."""
     pass_rate: float | None = None
     """c: share of right answers of the base MLLM with uniform frames, 0…1; None when never measured."""
     data_source: str = ""
@@ -59,6 +61,18 @@ class Question:
     """Everything that must be seen to answer, each as the spans in which it is seen; empty when that is not known."""
     wanted_queries: tuple[str, ...] = ()
     """Queries that find the moments; empty when they are not known."""
+
+
+def label(question: Question) -> str:
+    """The right option's letter, for what learns or measures accuracy.
+
+    Raises UserError naming a question whose answer is not known.
+    """
+    if question.answer is None:
+        raise UserError(
+            f"question {question.id}: its answer is not known; training, pass rates and accuracy need questions with answers"
+        )
+    return question.answer
 
 
 @dataclass(frozen=True)

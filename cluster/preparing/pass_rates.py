@@ -21,16 +21,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from actors.collector import stream, together
-from actors.prompts import answer_messages, parse_answer
+from actors.prompts import answer_messages
 from actors.turns import Turns
+from actors.viewing import stream, together
 from cluster.config import Config
 from cluster.questions.left_out import settle_subtitles
 from cluster.training.fleet import rollout_pool
 from services.errors import QuestionError, VideoError
 from services.frames import FrameCache
-from services.schema import LeftOut, Question, Video
-from services.selection.uniform import uniform_frames
+from services.schema import LeftOut, Question, Video, label
 from services.storage import Storage, folder_stamp
 
 PROGRESS = (TextColumn("measuring pass rates"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
@@ -92,20 +91,19 @@ class PassRates:
 
     async def measure(self, question: Question, videos: Mapping[str, Video], turns: Turns) -> LeftOut | None:
         """Answer the question `samples` times and keep how often it was right; returns why not, when it cannot be asked."""
-        frames = uniform_frames(videos[question.video].num_frames, self._config.frames.budget)
         seeds = [stream(self._config.train.seed, "pass rate", question.id, index) for index in range(self._samples)]
         try:
-            replies = await together(turns.answer(question, frames, seed) for seed in seeds)
+            answers = await together(turns.answer_uniformly(question, seed) for seed in seeds)
         except QuestionError as error:
             return LeftOut(question, str(error))
-        letters = [parse_answer(reply.text, len(question.options))[0] for reply in replies]
-        record = {"question": question.id, "right": letters.count(question.answer), "samples": self._samples}
+        right = sum(answer.letter == label(question) for answer in answers)
+        record = {"question": question.id, "right": right, "samples": self._samples}
         with self._storage.write(self._name(question, videos)) as temporary:
             temporary.write_text(json.dumps(record))
         return None
 
     def _name(self, question: Question, videos: Mapping[str, Video]) -> str:
-        asked = [question.id, answer_messages(question), question.answer, question.subtitles, question.subtitle_offset]
+        asked = [question.id, answer_messages(question), label(question), question.subtitles, question.subtitle_offset]
         identity = json.dumps([*self._decided_by, *asked, videos[question.video].key])
         key = blake2b(identity.encode(), digest_size=16).hexdigest()
         return f"pass_rates/v1/{key[:2]}/{key}.json"

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.questions import Recognised, Refused
-from services.schema import LETTERS, Question
+from services.schema import LETTERS, Question, label
 
 FIRST = 3
 """Questions shown."""
@@ -152,7 +152,7 @@ def _groups(questions: Iterable[Question]) -> dict[str, list[Question]]:
 
 
 def _letters(questions: Iterable[Question]) -> dict[str, int]:
-    return dict(sorted(Counter(question.answer for question in questions).items()))
+    return dict(sorted(Counter(label(question) for question in questions).items()))
 
 
 def _count(number: int, what: str) -> str:

@@ -17,12 +17,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.collector import Collector
 from actors.embedder import EmbedderActor
 from actors.pool import Pool
 from actors.rollout import RolloutActor, engine_env
 from actors.selectors import SelectorActor
 from actors.turns import Turns
+from actors.viewing import Viewing
 from cluster.config import Config
 from cluster.training.connection import COMMON_ENV, connect
 from cluster.training.placement import Placement, plan, plan_engines
@@ -58,6 +58,10 @@ class Fleet:
     def turns(self, config: Config, videos: Mapping[str, Video]) -> Turns:
         """The two turns, answered by this fleet's engines."""
         return Turns(self.rollouts, config.rollout, config.prompts, config.frames, videos)
+
+    def viewing(self, turns: Turns) -> Viewing:
+        """The whole way from a question to its answer."""
+        return Viewing(turns, self.embedders, self.selectors)
 
 
 @asynccontextmanager
@@ -184,17 +188,3 @@ async def prepare(
     for ready in track(asyncio.as_completed(map(one, paths)), total=len(paths)):
         await ready
     return videos, unreadable
-
-
-def collector(fleet: Fleet, config: Config, videos: Mapping[str, Video], seed: int | None) -> Collector:
-    """The collector over this fleet; without a seed nothing is sampled."""
-    return Collector(
-        fleet.turns(config, videos),
-        fleet.embedders,
-        fleet.selectors,
-        config.frames.budget,
-        config.prompts,
-        config.rewards,
-        videos,
-        seed,
-    )

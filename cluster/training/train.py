@@ -19,12 +19,13 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from actors.collector import Collector
 from actors.pool import Pool
 from cluster.config import Config, TrainConfig
 from cluster.questions.left_out import Losses
 from cluster.questions.stream import QuestionStream
 from cluster.report import report_run
-from cluster.training.fleet import Fleet, collector, fleet, prepare
+from cluster.training.fleet import Fleet, fleet, prepare
 from cluster.training.run_folder import CONFIG
 from cluster.training.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
@@ -56,13 +57,15 @@ async def train(
         questions, held_out = [
             await losses.sift(some, unreadable, turns, config.prompts) for some in (questions, held_out)
         ]
-        collect = collector(actors, config, videos, config.train.seed).collect
+        viewing = actors.viewing(turns)
+        collect = Collector(viewing, config.frames.budget, config.rewards, config.train.seed).collect
         stream = QuestionStream(questions, config.train.seed)
-        validation = Validation(config, videos, held_out, run_dir, losses) if held_out else None
+        validation = Validation(config, viewing, held_out, run_dir, losses) if held_out else None
 
         with MetricsSink(run_dir, config.train.steps) as sink:
             if validation:
-                sink.log(0, await validation.measure(actors, 0))
+                await validation.measure_baseline()
+                sink.log(0, await validation.measure(0))
             for step in range(1, config.train.steps + 1):
                 clock = Clock()
                 with clock("rollout"):
@@ -77,12 +80,12 @@ async def train(
                         await checkpoint(actors, run_dir, step)
                 if validation and (step % config.train.validate_every == 0 or step == config.train.steps):
                     with clock("validation"):
-                        metrics |= await validation.measure(actors, step)
+                        metrics |= await validation.measure(step)
                 decodes = {"cache/decodes": float(sum(await actors.embedders.broadcast("decodes")))}
                 left_out = {"rollout/left_out": float(losses.questions)}
                 sink.log(step, rollout_metrics(groups) | left_out | metrics | decodes | clock.metrics())
             if validation:
-                await validation.measure_budgets(actors, config.train.steps)
+                await validation.measure_budgets()
                 summary = validation.summarise(config.train.steps, time.perf_counter() - start)
                 console.print(
                     "validation accuracy {accuracy/before:.2f} before, {accuracy/after:.2f} after; "

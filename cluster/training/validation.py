@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from actors.prompts import parse_answer
+from actors.collector import Collector
+from actors.turns import Answer
+from actors.viewing import Viewing
 from cluster.config import Config
 from cluster.questions.left_out import Losses
-from cluster.training.fleet import Fleet, collector
 from services.errors import QuestionError
 from services.questions.evidence import share_asked, share_seen
-from services.schema import Group, LeftOut, Question, Video
-from services.selection.uniform import uniform_frames
+from services.schema import Group, LeftOut, Question, label
 from services.trajectories import VALIDATION, write_trajectories
 from services.writing import writing
 
@@ -28,58 +28,55 @@ SUMMARY = "summary.json"
 
 
 class Validation:
-    """The held-out questions of a run. `videos`: by the path that questions name them with."""
+    """The held-out questions of a run, answered through `viewing` and, for the baseline, by its `turns` alone."""
 
     def __init__(
         self,
         config: Config,
-        videos: Mapping[str, Video],
+        viewing: Viewing,
         questions: Sequence[Question],
         run_dir: Path,
         losses: Losses,
     ) -> None:
-        self._config, self._videos, self._questions, self._run_dir = config, videos, questions, run_dir
-        self._losses = losses
+        self._config, self._viewing, self._questions = config, viewing, questions
+        self._run_dir, self._losses = run_dir, losses
+        self._collector = Collector(viewing, config.frames.budget, config.rewards, seed=None)
         self._accuracy: dict[str, float] = {}
 
-    async def measure(self, actors: Fleet, step: int) -> dict[str, float]:
-        """`validation/…` of the networks as they are after `step`; their trajectories are written to the run's folder."""
-        groups = await self._ask(actors, self._config, step)
+    async def measure_baseline(self) -> None:
+        """Accuracy of the MLLM alone, for the summary: K frames evenly spread, no queries, no selector."""
+        self._accuracy["uniform"] = await self._accuracy_of(self._viewing.turns.answer_uniformly)
+
+    async def measure(self, step: int) -> dict[str, float]:
+        """`validation/…` of the networks as they are after `step`, 0 before training; their trajectories are written to the
+        run's folder."""
+        groups, left_out = await self._collector.collect(self._questions, 1, 1, step)
+        self._losses.add(left_out)
         write_trajectories(self._run_dir, step, groups, file=VALIDATION)
         metrics = describe(groups, len(self._questions))
-        if "before" not in self._accuracy:
-            self._accuracy["uniform"] = await self._with_uniform_frames(actors)
-            self._accuracy["before"] = metrics["validation/accuracy"]
         self._accuracy["after"] = metrics["validation/accuracy"]
+        if step == 0:
+            self._accuracy["before"] = self._accuracy["after"]
         return metrics
 
-    async def measure_budgets(self, actors: Fleet, step: int) -> None:
+    async def measure_budgets(self) -> None:
         """Accuracy at each of `train.validate_budgets`, for the summary."""
-        frames = self._config.frames
         for budget in self._config.train.validate_budgets:
-            config = self._config.model_copy(update={"frames": frames.model_copy(update={"budget": budget})})
-            groups = await self._ask(actors, config, step)
-            self._accuracy[f"after/{budget}"] = describe(groups, len(self._questions))["validation/accuracy"]
 
-    async def _ask(self, actors: Fleet, config: Config, step: int) -> list[Group]:
-        """A trajectory of each question; a question that cannot be asked is named and has none."""
-        collect = collector(actors, config, self._videos, seed=None).collect
-        groups, left_out = await collect(self._questions, 1, 1, step)
-        self._losses.add(left_out)
-        return groups
+            async def answer(question: Question, budget: int = budget) -> Answer:
+                return (await self._viewing.view(question, budget)).answer
 
-    async def _with_uniform_frames(self, actors: Fleet) -> float:
-        """Accuracy of the MLLM alone: K frames evenly spread, no queries, no sampler."""
-        turns, budget = actors.turns(self._config, self._videos), self._config.frames.budget
+            self._accuracy[f"after/{budget}"] = await self._accuracy_of(answer)
+
+    async def _accuracy_of(self, answer: Callable[[Question], Awaitable[Answer]]) -> float:
+        """Share of the questions that `answer` answers right."""
 
         async def is_right(question: Question) -> bool:
-            frames = uniform_frames(self._videos[question.video].num_frames, budget)
             try:
-                turn = await turns.answer(question, frames, None)
+                return (await answer(question)).letter == label(question)
             except QuestionError as error:
                 self._losses.add([LeftOut(question, str(error))])
                 return False
-            return parse_answer(turn.text, len(question.options))[0] == question.answer
 
         return float(np.mean(await asyncio.gather(*map(is_right, self._questions))))
 
@@ -101,7 +98,7 @@ def describe(groups: Sequence[Group], num_questions: int) -> dict[str, float]:
     """
     asked = [(trajectory, group.question) for group in groups for trajectory in group.trajectories]
     metrics = {
-        "validation/accuracy": sum(its.letter == question.answer for its, question in asked) / num_questions,
+        "validation/accuracy": sum(its.letter == label(question) for its, question in asked) / num_questions,
         "validation/not_asked": float(num_questions - len(groups)),
     }
     if right := [share_asked(question, its.queries) for its, question in asked if question.wanted_queries]:

@@ -47,7 +47,7 @@ from services.questions.rows import (
     written_path,
     wrong,
 )
-from services.schema import LETTERS, Question
+from services.schema import LETTERS, Question, label
 from services.storage import written_whole
 
 SCHEMA = pa.schema(
@@ -72,7 +72,7 @@ SCHEMA = pa.schema(
 
 def write_questions(questions: Iterable[Question], path: Path) -> None:
     """Write the training format, parquet or JSON lines by `path`'s suffix, whole or not at all; `read_questions` gives the
-    same back. Raises UserError for another suffix, or when the file system refuses."""
+    same back. Raises UserError for another suffix, for a question without an answer, or when the file system refuses."""
     check_suffix(path)
     rows = [_row(question) for question in questions]
     with written_whole(path) as temporary, temporary.open("wb") as file:
@@ -85,7 +85,13 @@ def write_questions(questions: Iterable[Question], path: Path) -> None:
 def _row(question: Question) -> dict[str, Any]:
     subtitles = question.subtitles and written_path(question.subtitles)
     paths = {"video": written_path(question.video), "subtitles": subtitles}
-    return {**asdict(question), **paths, "options": [*question.options], "group": [*question.group]}
+    return {
+        **asdict(question),
+        **paths,
+        "answer": label(question),
+        "options": [*question.options],
+        "group": [*question.group],
+    }
 
 
 def check_suffix(path: Path) -> None:

@@ -10,7 +10,7 @@ import math
 import pickle
 import re
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,18 @@ import pytest
 import ray
 import torch
 
+from actors.collector import Collector
 from actors.prompts import answer_messages
 from actors.rollout import RolloutActor
+from actors.viewing import View
 from cluster.config import Config
 from cluster.questions.stream import load_questions
-from cluster.training.fleet import Fleet, collector, prepare, start
+from cluster.training.fleet import Fleet, prepare, start
 from cluster.training.placement import Placement, plan
 from cluster.training.train import Clock, publish, update
 from learners.credit import PolicySample
 from services.errors import QuestionError
-from services.schema import Group, LeftOut, Turn
+from services.schema import LETTERS, Group, LeftOut, Question, Turn, Video
 from services.selection.uniform import uniform_frames
 from services.visual import visual_input
 from services.weights import POLICY, SAMPLER, read_version, write_bucket
@@ -67,6 +69,8 @@ class Story:
     """The fixed prompt after the update."""
     second: list[Group]
     second_by_learner: list[np.ndarray]
+    unlabelled: tuple[Question, View]
+    """A question whose answer nobody knows, and how it was answered."""
     plain: list[Group]
     """Asked as in the paper's ablations."""
     images: list[Group]
@@ -110,6 +114,11 @@ def plainly_asked(config: Config) -> Config:
     frames = config.frames.model_copy(update={"previews": False})
     prompts = config.prompts.model_copy(update={"ask_clip": "question"})
     return config.model_copy(update={"frames": frames, "prompts": prompts})
+
+
+def collector(fleet: Fleet, config: Config, videos: Mapping[str, Video]) -> Collector:
+    viewing = fleet.viewing(fleet.turns(config, videos))
+    return Collector(viewing, config.frames.budget, config.rewards, config.train.seed)
 
 
 def fail_one_step(actor: RolloutActor) -> None:
@@ -188,7 +197,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     questions = load_questions(config)[:3]
     videos, unreadable = await prepare(fleet.embedders, questions, 60, lambda ready, total: ready)
     assert not unreadable
-    collect = collector(fleet, config, videos, config.train.seed)
+    collect = collector(fleet, config, videos)
     video = videos[questions[0].video]
     visual = visual_input(video, uniform_frames(video.num_frames, 8), config.frames.tokens_per_frame)
 
@@ -208,12 +217,12 @@ async def tell(config: Config, subtitles: Path) -> Story:
     updated = await fixed_prompt()
     second, _ = await collect.collect(questions, 2, draws=2, step=2)
     second_by_learner = await fleet.policy.call("log_probs", turns(second))
+    unlabelled = replace(questions[0], answer=None)
+    view = await fleet.viewing(fleet.turns(config, videos)).view(unlabelled, budget=4)
     spoken = [replace(questions[0], subtitles=str(subtitles)), questions[1]]
-    asked = collector(fleet, plainly_asked(config), videos, config.train.seed)
+    asked = collector(fleet, plainly_asked(config), videos)
     plain, _ = await asked.collect(questions[:1], 1, draws=1, step=2)
-    images, _ = await collector(fleet, with_images(config), videos, config.train.seed).collect(
-        spoken, 2, draws=1, step=2
-    )
+    images, _ = await collector(fleet, with_images(config), videos).collect(spoken, 2, draws=1, step=2)
     images_by_learner = await fleet.policy.call("log_probs", turns(images))
 
     vision_only = [(name, -tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
@@ -224,7 +233,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     endless = replace(questions[0], question="star " * 5000)
     talkative = replace(questions[0], id="talkative", subtitles=str(subtitles.with_name("long.srt")))
     spelled = replace(questions[0], id="spelled", question="What is <|video_pad|> <|image_pad|><|im_end|>?")
-    too_long = await collector(fleet, with_images(config), videos, config.train.seed).collect(
+    too_long = await collector(fleet, with_images(config), videos).collect(
         [endless, talkative, spelled], 2, draws=1, step=3
     )
     checks = fleet.turns(config, videos)
@@ -246,6 +255,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
         updated,
         second,
         second_by_learner,
+        (unlabelled, view),
         plain,
         images,
         images_by_learner,
@@ -310,6 +320,17 @@ def test_without_previews_and_with_the_question_as_the_only_query(story: Story) 
     assert trajectory.query_turn.response_ids.size > 0
     assert trajectory.queries == (group.question.question,)
     assert trajectory.selection.similarity.shape[0] == 1
+
+
+def test_a_question_without_an_answer_is_answered(story: Story) -> None:
+    question, view = story.unlabelled
+    assert question.answer is None
+    assert view.answer.turn.visual is not None
+    assert view.answer.turn.visual.frames == view.selection.frames
+    assert len(view.selection.frames) == 4
+    assert view.selection.draw == ()
+    assert view.selection.similarity.shape[0] == len(view.queries.texts)
+    assert view.answer.letter in LETTERS[: len(question.options)]
 
 
 def test_draws_share_their_query_turn_and_nothing_else(story: Story) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,11 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     file = f"rewards_{tmp_path.name}.py"
     Path(file).write_text(OWN)
     return file
+
+
+def test_a_question_without_an_answer_has_no_accuracy() -> None:
+    with pytest.raises(UserError, match="question q7: its answer is not known"):
+        score(replace(QUESTION, answer=None), attempt(letter=None), RewardConfig())
 
 
 def test_informative_rows() -> None:

@@ -178,3 +178,10 @@ def test_no_rows(tmp_path):
         read_questions(tmp_path / "q.parquet")
     with pytest.raises(UserError, match="valid: .parquet, .jsonl"):
         write_questions([], tmp_path / "q.csv")
+
+
+def test_a_question_without_an_answer_is_not_written(file):
+    question = Question("q8", "/v.mp4", "What?", ("red", "blue"))
+    with pytest.raises(UserError, match="question q8: its answer is not known"):
+        write_questions([question], file)
+    assert not file.exists()
