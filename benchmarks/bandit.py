@@ -40,7 +40,7 @@ from services.selection.topk import topk_frames
 from services.weights import SAMPLER, create_store, read_version
 
 ENV = COMMON_ENV | {"OMP_NUM_THREADS": "1"}
-"""Of the learner's process."""
+"""Environment of the learner's process."""
 
 
 def recall(world: World, score: Callable[[list[np.ndarray]], np.ndarray], seed: int, questions: int = 400) -> float:
@@ -76,7 +76,7 @@ class Training:
     networks: dict[int, UNetSampler]
     """The network as it was then."""
     seconds: float
-    """Of all steps, without the start of the learner and the tests of recall."""
+    """Duration of all steps, without the start of the learner and the tests of recall."""
 
     @property
     def before(self) -> float:
@@ -235,7 +235,7 @@ MIXED = {
     "guesses count": replace(WORLD, good=0.5),
     "only sight counts": replace(WORLD, good=0.5, guess=0.0, seen=1.0),
 }
-"""Where the gradient's variance is measured: half of the query turns show nothing."""
+"""Worlds in which the gradient's variance is measured: half of the query turns show nothing."""
 
 PLAIN = Estimator(16, 1, "group")
 """What all others are compared with: 16 answers a question as the others, each with queries of its own."""

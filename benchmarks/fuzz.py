@@ -143,7 +143,7 @@ def _harmed(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _numbers(frames: np.ndarray) -> Iterator[int]:
-    """Those that frames without damage show."""
+    """The numbers that undamaged frames show."""
     for frame, number in zip(frames, read_numbers(frames), strict=True):
         if np.abs(picture(number, *frame.shape[:2]).astype(int) - frame).mean() < 12:
             yield number

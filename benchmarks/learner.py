@@ -151,7 +151,7 @@ class Row:
 
     name: str
     changes: dict[str, Any] = field(default_factory=dict)
-    """Of the policy's config."""
+    """Fields of the policy's config, with their values."""
     rank_class: type[Measured] = Measured
     logit_chunk: int = LOGIT_CHUNK
 
@@ -196,7 +196,7 @@ def clock() -> float:
 
 
 def measure(row: Row, options: argparse.Namespace, folder: str) -> Result:
-    """Of a process that does nothing else."""
+    """Measure one way of making the update, in a process that does nothing else."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     torch.manual_seed(0)
     learners.mllm.LOGIT_CHUNK = row.logit_chunk
@@ -233,7 +233,7 @@ def measure(row: Row, options: argparse.Namespace, folder: str) -> Result:
 
 
 def model_flops(learner: Measured, config: PolicyConfig) -> float:
-    """Of one update, by the module docstring's rule."""
+    """Floating-point operations of one update, by the module docstring's rule."""
     # PyTorch's counter does not know the CPU's attention, nor keys with fewer heads than queries on a GPU.
     aten = torch.ops.aten
     kernels = [

@@ -38,10 +38,10 @@ FIRST, STEPS = 120, 40
 GENTLE = 1e-4
 """Learning rate of the sampler in stage 2: its draws are sharp by then, and the recipe's rate throws them about."""
 TEST_VIDEOS = 96
-"""Of four questions each."""
+"""Videos of each test world, with four questions each."""
 FROZEN = "--policy.train=false"
 DRAWS = ("--train.group_size=2", "--train.draws=4")
-"""Of a frozen MLLM: as many answers as in the recipe, to half as many query turns."""
+"""Options of runs with a frozen MLLM: as many answers as in the recipe, to half as many query turns."""
 BUDGET = load_config(TOY).frames.budget
 RECIPE = hashlib.blake2b(TOY.read_bytes(), digest_size=4).hexdigest()
 """Runs of one recipe do not count for another."""
@@ -88,7 +88,7 @@ CELLS = {
 
 @dataclass(frozen=True)
 class Expectation:
-    """That joint training is better than the best of `others` at K frames, by some percent points on the mean of seeds."""
+    """Joint training is better than the best of `others` at K frames, by some percent points on the mean of seeds."""
 
     text: str
     others: tuple[str, ...]
@@ -160,7 +160,7 @@ def measure(
 
 
 def arguments(cell: Cell, seed: int, world: ToyWorld, folder: Path) -> list[str]:
-    """Of `msjoe`, for that cell."""
+    """The arguments of `msjoe` for that cell."""
     return [
         "train",
         f"--run_dir={folder}",
@@ -184,12 +184,12 @@ def starts_from(run: Path) -> list[str]:
 
 
 def run_folder(runs: Path, name: str, seed: int) -> Path:
-    """Where a cell's run is kept."""
+    """The folder of a cell's run."""
     return runs / RECIPE / f"seed-{seed}" / name
 
 
 def results(runs: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Of every cell that was run for some seed, here or where the `known` results come from: its `COLUMNS` by seed."""
+    """The `COLUMNS` by seed of every cell that was run for some seed, here or where the `known` results come from."""
     table: dict[str, Any] = {}
     for name, cell in CELLS.items():
         row = {

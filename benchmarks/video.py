@@ -33,7 +33,7 @@ from services.visual import frame_size
 FPS, CLIP, SHORT = 30, 20, 12
 """Frames a second, the clip's seconds, and those of the short video."""
 BITS = 2.2
-"""Of a pixel's second: 2 Mbit/s at 720p, as video sites have it."""
+"""Bits per pixel and second: 2 Mbit/s at 720p, as video sites have it."""
 TOKENS = 256
 """Visual tokens of a frame, the default of the full-size recipes."""
 DEADLINE = 7200

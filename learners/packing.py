@@ -27,7 +27,7 @@ class Family:
     """Turns that share a prompt."""
 
     members: tuple[int, ...]
-    """Which samples."""
+    """Indices of the samples."""
     prompt: int
     """Tokens of the prompt."""
     responses: tuple[int, ...]

@@ -72,6 +72,6 @@ def _finite(logits: Tensor) -> Tensor:
 
 
 def _chosen(logits_BT: Tensor, draws_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a draw is no padding [B, K], the logits without -inf [B, T], and those of the drawn frames [B, K]."""
+    """A mask of the draws that are no padding [B, K], the logits without -inf [B, T], and those of the drawn frames [B, K]."""
     logits_BT = _finite(logits_BT)
     return draws_BK >= 0, logits_BT, logits_BT.gather(1, draws_BK.clamp_min(0))

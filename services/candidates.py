@@ -1,4 +1,4 @@
-"""Which frames of a video are its candidates: one per second, by the frames' timestamps.
+"""The rule that says which frames of a video are its candidates: one per second, by the frames' timestamps.
 
 The rule (`DECODE_RULE`; a change of it is a new version): time runs from the first frame's timestamp. Candidate `i` is the
 frame on screen at second `i`, until the video ends: the last one whose timestamp is at most `i + EPSILON`, or, with frames

@@ -24,7 +24,7 @@ from services.video import Reader, Write, read_with_decord, read_with_pyav
 GRACE = 10
 """Seconds past the deadline after which a child ends itself, should its parent be gone."""
 DECORDS_SHARE = 0.5
-"""Of the deadline: what remains is PyAV's."""
+"""decord's share of the deadline; the rest is PyAV's."""
 
 
 class _Late(Exception):

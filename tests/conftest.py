@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 
 def heavy_parts() -> set[str]:
-    """Those of Ray and vLLM that this process has started or loaded."""
+    """The names of Ray, if this process has started it, and of vLLM, if it has loaded it."""
     ray_runs = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     return ({"Ray"} if ray_runs else set()) | ({"vllm"} & sys.modules.keys())
 

@@ -261,7 +261,7 @@ class Batch:
 
     ids_BL: Tensor
     is_reply_BL: Tensor
-    """Which tokens belong to a reply."""
+    """True for the tokens of replies."""
     positions_3BL: Tensor
 
 

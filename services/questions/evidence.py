@@ -1,4 +1,4 @@
-"""Where the answer to a question lies: how its columns are read, and how much of it a trajectory met.
+"""The evidence of a question, that is where its answer lies: how its columns are read, and how much of it a trajectory met.
 
 Evidence is a `Question`'s `moments` and `wanted_queries`. Either may be empty: not known. Nothing learns from them; validation
 measures whether the right moments were seen and the right queries asked.

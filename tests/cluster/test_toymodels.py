@@ -106,7 +106,7 @@ def test_clip_finds_things_by_captions_and_not_by_other_words(gallery: Gallery) 
         )
 
         def precision(texts: list[str], words: list[str]) -> float:
-            """Of the ten most similar pictures, how many show what the word means."""
+            """Share of the ten most similar pictures that show what the word means."""
             similarity = model.encode_text(tokenizer(texts), normalize=True) @ images.T
             hits = [
                 word in (gallery.things[place].shape, gallery.things[place].colour)
@@ -134,7 +134,7 @@ def test_mllm_reads_the_right_frames(gallery: Gallery, mllm: tuple[object, objec
 
 
 def seen(turns: Iterator[Dialogue], asked: list[Asked]) -> Iterator[Dialogue]:
-    """Those that show what is asked about."""
+    """The turns that show what is asked about."""
     for turn in turns:
         if set(asked[-1].moments) <= set(turn.shown):
             yield turn

@@ -339,7 +339,7 @@ def test_the_baseline_leaves_the_gradient_as_it_is(questions: int) -> None:
 
 @pytest.mark.parametrize("between", [0.0, 0.3, 1.0, 10.0])
 def test_the_baseline_is_no_noisier_than_either_mean(between: float) -> None:
-    """That of the other draws of the same queries, and that of the whole group: of 2000 groups of 4 queries with 2 draws."""
+    """Neither the mean of a query's draws nor that of its group is better, in 2000 groups of 4 queries with 2 draws."""
     generator = torch.Generator().manual_seed(0)
     values = between**0.5 * torch.randn(2000, 4, 1, generator=generator) + torch.randn(2000, 4, 2, generator=generator)
     found = draw_advantages(values.flatten(), [8] * 2000, [2] * 8000)

@@ -17,7 +17,7 @@ BITS = 12
 """Vertical bars of a picture, most significant first: the number it shows."""
 BT2100_PQ = {"color_primaries": "bt2020", "color_trc": "smpte2084", "colorspace": "bt2020nc"}
 MATROSKA_DURATION = (b"\x44\x89\x88", 3, struct.pack(">d", 7200))
-"""Where a Matroska header states how long the file is, and 7.2 seconds in its way."""
+"""The place where a Matroska header states the file's length, and 7.2 seconds as it writes them."""
 
 
 GBK_NAME = os.fsdecode("视频 100%41.mkv".encode("gbk"))
@@ -182,7 +182,7 @@ def _named_in_gbk(folder: Path) -> Odd:
 
 
 def _sound_videos(folder: Path) -> list[Odd]:
-    """Those that are as they should be."""
+    """Videos that are as they should be."""
     tenths, numbers, fps = every(0.1, 5), [0, 100, 200, 300, 400], Fraction(1, 25)
     fast = {"preset": "ultrafast", "x265-params": "log-level=none"}
     realtime = {"deadline": "realtime", "cpu-used": "8"}
@@ -241,7 +241,7 @@ def _sound_videos(folder: Path) -> list[Odd]:
 
 
 def _lying_videos(folder: Path) -> list[Odd]:
-    """Those whose containers state something wrong; they follow `_sound_videos`."""
+    """Videos whose containers state something wrong, made from `_sound_videos`."""
     numbers, plain, avi = [0, 100, 200, 300, 400], folder / "plain.mp4", folder / "b-frames.avi"
     century, webm = (10**9).to_bytes(4, "big"), folder / "vp9.webm"
     tags = {"NUMBER_OF_FRAMES": "99999", "DURATION": "99:00:00.000000000"}
@@ -261,7 +261,7 @@ def _lying_videos(folder: Path) -> list[Odd]:
 
 
 def _broken_videos(folder: Path) -> list[Odd]:
-    """Those that must be refused; they follow `_sound_videos`."""
+    """Videos that must be refused, made from `_sound_videos`."""
     fast = write_video(folder / "index-first.mp4", every(0.1, 5), muxer={"movflags": "faststart"})
     plain, unreadable = folder / "plain.mp4", "not a readable video .Invalid data"
     broken = [

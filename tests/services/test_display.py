@@ -19,7 +19,7 @@ from services.video import HDR, decode, read_with_decord
 
 TOKENS = 24
 COLOURS = {"red": (230, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 230), "white": (235, 235, 235)}
-"""Of the stored picture's quadrants, in reading order."""
+"""Colours of the stored picture's quadrants, in reading order."""
 PATCHES = np.array(
     [[255, 255, 255], [0, 0, 0], [128, 128, 128], [220, 20, 20], [20, 200, 20], [230, 180, 140]], np.uint8
 )
