@@ -26,7 +26,7 @@ from actors.turns import Turns
 from actors.viewing import stream, together
 from cluster.config import Config
 from cluster.questions.left_out import settle_subtitles
-from cluster.training.fleet import rollout_pool
+from cluster.training.fleet import fleet
 from services.errors import QuestionError, VideoError
 from services.frames import FrameCache
 from services.schema import LeftOut, Question, Video, label
@@ -49,8 +49,8 @@ async def measure(config: Config, questions: Sequence[Question], samples: int, c
         console.print(
             f"{len(readable) - len(missing)} of {len(readable)} pass rates are known; measuring {len(missing)}"
         )
-        async with rollout_pool(config, console.print) as pool:
-            turns = Turns(pool, config.rollout, config.prompts, config.frames, videos)
+        async with fleet(config, console.print, ["rollouts"]) as actors:
+            turns = actors.turns(config, videos)
             with Progress(*PROGRESS, console=console) as bar:
                 calls = [rates.measure(question, videos, turns) for question in missing]
                 for ready in bar.track(asyncio.as_completed(calls), total=len(calls)):

@@ -1,4 +1,7 @@
-"""The fleet of a run: Ray, every actor pool, both learners, the weight store, and the videos made ready for them.
+"""The actors of a run, started by parts: rollouts, embedders and selectors, and the videos made ready for them.
+
+Training starts all parts and its learners beside them (`cluster/training/learners.py`); who only answers questions names the
+parts it needs, and loads nothing of what learns.
 
 Invariants: everything that can be wrong with paths and models is said before the first actor starts; what was started is
 stopped on the way out, whatever happened.
@@ -8,14 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.embedder import EmbedderActor
 from actors.pool import Pool
@@ -25,12 +27,7 @@ from actors.turns import Turns
 from actors.viewing import Viewing
 from cluster.config import Config
 from cluster.training.connection import COMMON_ENV, connect
-from cluster.training.placement import Placement, plan, plan_engines
-from learners.config import LearnerConfig
-from learners.group import LearnerGroup
-from learners.policy import PolicyLearner
-from learners.rank import LearnerRank
-from learners.sampler import SamplerLearner
+from cluster.training.placement import Part, Placement, plan
 from services.errors import VideoError
 from services.schema import Question, Video
 from services.shared import probe, seen_by
@@ -44,16 +41,31 @@ BATCHES = 2
 """Requests that a rollout actor holds, in batches of its engine: one runs while the next one's frames are read."""
 
 
+class Store(NamedTuple):
+    """The weight store of one run, and the name that engines find it by."""
+
+    actor: ActorHandle
+    name: str
+
+
 @dataclass(frozen=True)
 class Fleet:
-    """Handles on all that runs. A learner is None when it has nothing to learn."""
+    """Handles on the pools that were started; asking for another is a KeyError that names it."""
 
-    rollouts: Pool
-    embedders: Pool
-    selectors: Pool
-    policy: LearnerGroup | None
-    sampler: LearnerGroup | None
+    pools: Mapping[Part, Pool]
     store: ActorHandle
+
+    @property
+    def rollouts(self) -> Pool:
+        return self.pools["rollouts"]
+
+    @property
+    def embedders(self) -> Pool:
+        return self.pools["embedders"]
+
+    @property
+    def selectors(self) -> Pool:
+        return self.pools["selectors"]
 
     def turns(self, config: Config, videos: Mapping[str, Video]) -> Turns:
         """The two turns, answered by this fleet's engines."""
@@ -65,51 +77,45 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(config: Config, report: Report) -> AsyncIterator[Fleet]:
-    """Start everything, and stop it at the end."""
-    connect(config.cluster)
-    try:
-        report("placing actors")
-        placement = await Placement.create(plan(config), config.cluster.placement_deadline, report)
-        report("starting actors")
+async def fleet(config: Config, report: Report, parts: Collection[Part]) -> AsyncIterator[Fleet]:
+    """Start the pools of `parts`, with the networks as they were loaded, and stop them at the end."""
+    async with room(config, report, parts) as placement:
         actors = await start(config, placement)
-        await check_cache(config, [actors.rollouts, actors.embedders], actors.policy)
+        await check_cache(config, actors)
         yield actors
-    finally:
-        ray.shutdown()
 
 
 @asynccontextmanager
-async def rollout_pool(config: Config, report: Report) -> AsyncIterator[Pool]:
-    """The rollout actors alone, with the MLLM as it was loaded; stopped at the end."""
+async def room(config: Config, report: Report, parts: Collection[Part] | None = None) -> AsyncIterator[Placement]:
+    """Ray, with room for `parts` (None: for training); shut down at the end."""
     connect(config.cluster)
     try:
-        placement = await Placement.create(plan_engines(config.rollout), config.cluster.placement_deadline, report)
-        pool = await start_rollouts(config, placement, *new_store())
-        await check_cache(config, [pool])
-        yield pool
+        report("placing actors")
+        yield await Placement.create(plan(config, parts), config.cluster.placement_deadline, report)
     finally:
         ray.shutdown()
 
 
-async def check_cache(config: Config, pools: Sequence[Pool], learner: LearnerGroup | None = None) -> None:
-    """Raises UserError naming a node on which these actors don't see the cache."""
-    with probe(config.data) as file:
-        asked = [pool.broadcast("__ray_call__", seen_by, file) for pool in pools]
-        await asyncio.gather(*asked, *([learner.call("__ray_call__", seen_by, file)] if learner else []))
-
-
-def new_store(bundle: PlacementGroupSchedulingStrategy | None = None) -> tuple[ActorHandle, str]:
-    """A weight store of this run's own, on the node of `bundle` if one is given, and its name."""
+async def start(config: Config, placement: Placement) -> Fleet:
+    """Every pool that the placement has room for, all at once; returns when all are ready."""
+    # Beside the rank that writes to it: a version crosses the network only on its way to an engine.
+    writers = placement.of("policy") or placement.of("sampler")
     name = f"weights-{uuid.uuid4().hex[:8]}"
-    return create_store(name, bundle), name
+    store = Store(create_store(name, writers[0] if writers else None), name)
+    parts = [part for part, (role, _) in POOLS.items() if placement.of(role)]
+    pools = await asyncio.gather(*[POOLS[part][1](config, placement, store) for part in parts])
+    return Fleet(dict(zip(parts, pools, strict=True)), store.actor)
 
 
-async def start_rollouts(config: Config, placement: Placement, store: ActorHandle, store_name: str) -> Pool:
-    """The rollout actors, each with its engine, ready."""
+def environment(threads: int) -> dict[str, str]:
+    """Environment of an actor's process that computes on so many threads."""
+    return COMMON_ENV | {"OMP_NUM_THREADS": str(threads)}
+
+
+async def _rollouts(config: Config, placement: Placement, store: Store) -> Pool:
     return await Pool.start(
         RolloutActor,
-        (config.policy.model, config.policy.dtype, config.rollout, config.data, config.frames, store, store_name),
+        (config.policy.model, config.policy.dtype, config.rollout, config.data, config.frames, *store),
         config.rollout,
         COMMON_ENV | engine_env(config.rollout),
         placement.of("rollout"),
@@ -117,55 +123,40 @@ async def start_rollouts(config: Config, placement: Placement, store: ActorHandl
     )
 
 
-async def start(config: Config, placement: Placement) -> Fleet:
-    """Every actor at once; returns when all are ready."""
-    # Beside the rank that writes to it: a version crosses the network only on its way to an engine.
-    writers = placement.of("policy") or placement.of("sampler")
-    store, store_name = new_store(writers[0] if writers else None)
-    seed, models = config.train.seed, (config.policy.model, config.embedder.model)
-
-    def env(threads: int) -> dict[str, str]:
-        return COMMON_ENV | {"OMP_NUM_THREADS": str(threads)}
-
-    async def learner(rank_class: type[LearnerRank], part: LearnerConfig, arguments: tuple[Any, ...]) -> LearnerGroup:
-        return await LearnerGroup.start(
-            rank_class,
-            arguments,
-            part,
-            env(part.threads),
-            placement.of(rank_class.network),
-            config.train.steps,
-        )
-
-    async def absent() -> None:
-        return None
-
-    rollouts, embedders, selectors, policy, sampler = await asyncio.gather(
-        start_rollouts(config, placement, store, store_name),
-        Pool.start(
-            EmbedderActor,
-            (models[1], config.embedder, config.data, config.frames),
-            config.embedder,
-            env(config.embedder.threads),
-            placement.of("embedder"),
-        ),
-        Pool.start(
-            SelectorActor,
-            (config.selector, config.sampler, seed, store),
-            config.selector,
-            env(config.selector.threads),
-            placement.of("selector"),
-        ),
-        learner(
-            PolicyLearner,
-            config.policy,
-            (config.policy, models[0], config.rollout.temperature, config.data, config.frames),
-        )
-        if config.policy.train
-        else absent(),
-        learner(SamplerLearner, config.sampler, (config.sampler, seed)) if config.selector.learns else absent(),
+async def _embedders(config: Config, placement: Placement, store: Store) -> Pool:
+    return await Pool.start(
+        EmbedderActor,
+        (config.embedder.model, config.embedder, config.data, config.frames),
+        config.embedder,
+        environment(config.embedder.threads),
+        placement.of("embedder"),
     )
-    return Fleet(rollouts, embedders, selectors, policy, sampler, store)
+
+
+async def _selectors(config: Config, placement: Placement, store: Store) -> Pool:
+    return await Pool.start(
+        SelectorActor,
+        (config.selector, config.sampler, config.train.seed, store.actor),
+        config.selector,
+        environment(config.selector.threads),
+        placement.of("selector"),
+    )
+
+
+POOLS: dict[Part, tuple[str, Callable[[Config, Placement, Store], Awaitable[Pool]]]] = {
+    "rollouts": ("rollout", _rollouts),
+    "embedders": ("embedder", _embedders),
+    "selectors": ("selector", _selectors),
+}
+"""The role of each pool's bundles in a placement, and how it starts."""
+
+
+async def check_cache(config: Config, actors: Fleet, *others: Callable[..., Awaitable[Any]]) -> None:
+    """Raises UserError naming a node on which those who read frames do not see the cache. `others`: calls of those who do so
+    besides the fleet's pools."""
+    pools = [pool.broadcast for part, pool in actors.pools.items() if part != "selectors"]
+    with probe(config.data) as file:
+        await asyncio.gather(*[call("__ray_call__", seen_by, file) for call in (*pools, *others)])
 
 
 async def prepare(

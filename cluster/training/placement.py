@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import ray
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.config import ActorConfig, RolloutConfig
+from actors.config import ActorConfig
 from cluster.config import Config
 from services.errors import TrainingError
 
@@ -44,25 +45,43 @@ Group = tuple[Bundle, ...]
 """Bundles that are placed together."""
 
 
-def plan(config: Config) -> list[Group]:
-    """Every group; the learners first, who need the most room in one place."""
+Part = Literal["learners", "rollouts", "embedders", "selectors"]
+
+
+def plan(config: Config, parts: Collection[Part] | None = None) -> list[Group]:
+    """Every group of `parts`; None: of all that training needs, which is every part."""
+    return [group for part, groups in PARTS.items() if parts is None or part in parts for group in groups(config)]
+
+
+def _learners(config: Config) -> list[Group]:
+    """One group of all ranks that have something to learn, none when there are none."""
     policy, sampler = config.policy, config.sampler
-    learners = (Bundle("policy", policy.num_cpus, policy.num_gpus),) * (policy.world_size if policy.train else 0)
+    ranks = (Bundle("policy", policy.num_cpus, policy.num_gpus),) * (policy.world_size if policy.train else 0)
     if config.selector.learns:
-        learners += (Bundle("sampler", sampler.num_cpus, sampler.num_gpus),) * sampler.world_size
-    others: list[tuple[str, ActorConfig]] = [("embedder", config.embedder), ("selector", config.selector)]
-    return [
-        *([learners] if learners else []),
-        *plan_engines(config.rollout),
-        *[(Bundle(role, part.num_cpus, part.num_gpus),) for role, part in others for _ in range(part.replicas)],
-    ]
+        ranks += (Bundle("sampler", sampler.num_cpus, sampler.num_gpus),) * sampler.world_size
+    return [ranks] if ranks else []
 
 
-def plan_engines(config: RolloutConfig) -> list[Group]:
+def _engines(config: Config) -> list[Group]:
     """A group for each engine: its actor, and with tensor parallelism a bundle for each of its workers."""
-    worker = Bundle("rollout worker", config.num_cpus, config.num_gpus)
-    workers = (worker,) * config.tensor_parallel if config.tensor_parallel > 1 else ()
-    return [(Bundle("rollout", config.num_cpus, config.actor_gpus), *workers)] * config.replicas
+    rollout = config.rollout
+    worker = Bundle("rollout worker", rollout.num_cpus, rollout.num_gpus)
+    workers = (worker,) * rollout.tensor_parallel if rollout.tensor_parallel > 1 else ()
+    return [(Bundle("rollout", rollout.num_cpus, rollout.actor_gpus), *workers)] * rollout.replicas
+
+
+def _alone(role: str, config: ActorConfig) -> list[Group]:
+    """A group of its own for each replica."""
+    return [(Bundle(role, config.num_cpus, config.num_gpus),)] * config.replicas
+
+
+PARTS: dict[Part, Callable[[Config], list[Group]]] = {
+    "learners": _learners,
+    "rollouts": _engines,
+    "embedders": lambda config: _alone("embedder", config.embedder),
+    "selectors": lambda config: _alone("selector", config.selector),
+}
+"""The groups of each part; the learners come first, who need the most room in one place."""
 
 
 def misfits(bundles: Iterable[Bundle], nodes: Iterable[Mapping[str, float]]) -> list[Bundle]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import yaml
+from ray.actor import ActorHandle
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,7 +26,8 @@ from cluster.config import Config, TrainConfig
 from cluster.questions.left_out import Losses
 from cluster.questions.stream import QuestionStream
 from cluster.report import report_run
-from cluster.training.fleet import Fleet, fleet, prepare
+from cluster.training.fleet import Fleet, prepare
+from cluster.training.learners import Learners, training_fleet
 from cluster.training.run_folder import CONFIG
 from cluster.training.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
@@ -49,7 +51,7 @@ async def train(
     start = time.perf_counter()
     with writing(run_dir / CONFIG):
         (run_dir / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    async with fleet(config, console.print) as actors:
+    async with training_fleet(config, console.print) as (actors, learners):
         with Progress(*PREPARING, console=console) as bar:
             deadline = config.data.decode_deadline + config.embedder.deadline
             videos, unreadable = await prepare(actors.embedders, [*questions, *held_out], deadline, bar.track)
@@ -71,13 +73,13 @@ async def train(
                 with clock("rollout"):
                     groups = await collect_step(collect, stream, config.train, losses, step)
                 used = [group for group in groups if group.has_signal or not config.train.refills]
-                metrics = await update(actors, config, used, step, clock)
+                metrics = await update(actors, learners, config, used, step, clock)
                 if alarm := mismatch_alarm(metrics, config.policy):
                     console.print(f"step {step}: {alarm}", soft_wrap=True)
                 with clock("checkpoint"):
                     write_trajectories(run_dir, step, groups)
                     if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-                        await checkpoint(actors, run_dir, step)
+                        await checkpoint(learners, run_dir, step)
                 if validation and (step % config.train.validate_every == 0 or step == config.train.steps):
                     with clock("validation"):
                         metrics |= await validation.measure(step)
@@ -122,7 +124,9 @@ async def collect_step(
     return groups
 
 
-async def update(actors: Fleet, config: Config, groups: Sequence[Group], step: int, clock: Clock) -> dict[str, float]:
+async def update(
+    actors: Fleet, learners: Learners, config: Config, groups: Sequence[Group], step: int, clock: Clock
+) -> dict[str, float]:
     """Both learners at once, then every new version to whoever acts with it. Returns the learners' metrics."""
     batches = policy_batch(groups, config.policy), sampler_batch(groups, config.sampler)
 
@@ -132,31 +136,30 @@ async def update(actors: Fleet, config: Config, groups: Sequence[Group], step: i
         with clock(f"{learner.network}_update"):
             return await learner.update(batch, step) if batch else learner.idle(step)
 
-    parts = await asyncio.gather(learn(actors.policy, batches[0]), learn(actors.sampler, batches[1]))
+    parts = await asyncio.gather(learn(learners.policy, batches[0]), learn(learners.sampler, batches[1]))
     with clock("publish"):
         await asyncio.gather(
             *[
-                publish(learner, readers, actors)
-                for learner, readers in ((actors.policy, actors.rollouts), (actors.sampler, actors.selectors))
+                publish(learner, readers, actors.store)
+                for learner, readers in ((learners.policy, actors.rollouts), (learners.sampler, actors.selectors))
                 if learner is not None and learner.is_ahead
             ]
         )
     return parts[0] | parts[1]
 
 
-async def publish(learner: LearnerGroup, readers: Pool, actors: Fleet) -> None:
+async def publish(learner: LearnerGroup, readers: Pool, store: ActorHandle) -> None:
     """The learner's weights to the store, and from there to every reader."""
-    await learner.publish(actors.store)
+    await learner.publish(store)
     await readers.broadcast("pull", learner.version)
 
 
-async def checkpoint(actors: Fleet, run_dir: Path, step: int) -> None:
+async def checkpoint(learners: Learners, run_dir: Path, step: int) -> None:
     """Both networks, in their public formats, in a folder that appears only whole."""
     with checkpoint_folder(run_dir, step) as partial:
-        for learner in (actors.policy, actors.sampler):
-            if learner is not None:
-                await learner.call("save", str(partial / learner.network))
-        versions = {part.network: part.version for part in (actors.policy, actors.sampler) if part is not None}
+        for learner in learners.present:
+            await learner.call("save", str(partial / learner.network))
+        versions = {learner.network: learner.version for learner in learners.present}
         (partial / "state.json").write_text(json.dumps({"step": step, "versions": versions}))
 
 

@@ -225,6 +225,9 @@ def test_the_plan_holds_one_bundle_an_actor() -> None:
     }
     assert sum(bundle.num_gpus for bundle in bundles) <= 8
     assert sorted(map(len, plan(config))) == [1, 1, 1, 1, 1, 5], "the learners are a gang, all others alone"
+    acting = plan(config, ["selectors", "embedders", "rollouts"])
+    assert acting == [group for group in plan(config) if group[0].role != "policy"], "the order is the plan's"
+    assert {group[0].role for group in plan(config, ["rollouts"])} == {"rollout"}
     stage_1 = load_config(TOY, ["--policy.train=false"])
     assert "policy" not in [bundle.role for group in plan(stage_1) for bundle in group]
 

@@ -19,8 +19,8 @@ from actors.prompts import answer_messages
 from cluster.config import Config
 from cluster.dry_run import count_parameters
 from cluster.questions.stream import load_questions
-from cluster.training.fleet import new_store, start_rollouts
-from cluster.training.placement import Placement, plan_engines
+from cluster.training.fleet import start
+from cluster.training.placement import Placement, plan
 from learners.credit import PolicySample
 from learners.group import LearnerGroup
 from learners.mllm import load_mllm
@@ -80,9 +80,9 @@ class Engine:
         self._config, self._prompt = config, (answer_messages(question), visual, 24)
 
     async def __aenter__(self) -> Engine:
-        self._placement = await Placement.create(plan_engines(self._config.rollout), 120, print)
-        self.store, name = new_store()
-        self._pool = await start_rollouts(self._config, self._placement, self.store, name)
+        self._placement = await Placement.create(plan(self._config, ["rollouts"]), 120, print)
+        actors = await start(self._config, self._placement)
+        self.store, self._pool = actors.store, actors.rollouts
         return self
 
     async def __aexit__(self, *_: Any) -> None:

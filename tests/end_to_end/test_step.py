@@ -27,6 +27,7 @@ from actors.viewing import View
 from cluster.config import Config
 from cluster.questions.stream import load_questions
 from cluster.training.fleet import Fleet, prepare, start
+from cluster.training.learners import start_learners
 from cluster.training.placement import Placement, plan
 from cluster.training.train import Clock, publish, update
 from learners.credit import PolicySample
@@ -192,8 +193,10 @@ async def have_accidents(fleet: Fleet, prompt: Callable[[], Awaitable[Turn]]) ->
 async def tell(config: Config, subtitles: Path) -> Story:
     placement = await Placement.create(plan(config), 120, print)
     fleet = await start(with_images(config), placement)  # whose engine takes both
-    assert fleet.policy is not None
-    assert fleet.sampler is not None
+    learners = await start_learners(config, placement)
+    policy, sampler = learners.policy, learners.sampler
+    assert policy is not None
+    assert sampler is not None
     questions = load_questions(config)[:3]
     videos, unreadable = await prepare(fleet.embedders, questions, 60, lambda ready, total: ready)
     assert not unreadable
@@ -205,25 +208,25 @@ async def tell(config: Config, subtitles: Path) -> Story:
         return await fleet.rollouts.call("generate", answer_messages(questions[0]), visual, 24, 7)
 
     first, _ = await collect.collect(questions, 4, draws=1, step=1)
-    first_by_learner = await fleet.policy.call("log_probs", turns(first))
+    first_by_learner = await policy.call("log_probs", turns(first))
     started = await fixed_prompt()
-    await publish(fleet.policy, fleet.rollouts, fleet)
-    await publish(fleet.sampler, fleet.selectors, fleet)
+    await publish(policy, fleet.rollouts, fleet.store)
+    await publish(sampler, fleet.selectors, fleet.store)
     same = await fixed_prompt()
     before = weights(fleet, POLICY), weights(fleet, SAMPLER)
 
-    metrics = await update(fleet, config, first, 1, Clock())
+    metrics = await update(fleet, learners, config, first, 1, Clock())
     after = weights(fleet, POLICY), weights(fleet, SAMPLER)
     updated = await fixed_prompt()
     second, _ = await collect.collect(questions, 2, draws=2, step=2)
-    second_by_learner = await fleet.policy.call("log_probs", turns(second))
+    second_by_learner = await policy.call("log_probs", turns(second))
     unlabelled = replace(questions[0], answer=None)
     view = await fleet.viewing(fleet.turns(config, videos)).view(unlabelled, budget=4)
     spoken = [replace(questions[0], subtitles=str(subtitles)), questions[1]]
     asked = collector(fleet, plainly_asked(config), videos)
     plain, _ = await asked.collect(questions[:1], 1, draws=1, step=2)
     images, _ = await collector(fleet, with_images(config), videos).collect(spoken, 2, draws=1, step=2)
-    images_by_learner = await fleet.policy.call("log_probs", turns(images))
+    images_by_learner = await policy.call("log_probs", turns(images))
 
     vision_only = [(name, -tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
     write_bucket(fleet.store, POLICY, 3, 0, vision_only, 60)
@@ -242,7 +245,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     await checks.check(talkative)  # what is said at which frames is not known before
     counted = await fleet.rollouts.call("check", answer_messages(questions[0]), visual)
     accidents = await have_accidents(fleet, fixed_prompt)
-    placed = (fleet.store, fleet.policy._ranks[0], fleet.rollouts.actors[0])
+    placed = (fleet.store, policy._ranks[0], fleet.rollouts.actors[0])
     rooms = [await actor.__ray_call__.remote(room) for actor in placed]
     placement.remove()
     return Story(
