@@ -8,7 +8,7 @@ are counted, never silently dropped.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,41 +41,55 @@ class SamplerSample:
     """The weight of its loss in the step's: one over the draws of the step."""
 
 
+@dataclass(frozen=True)
+class JudgedTurn:
+    """A turn with its advantage, before it is known what its tokens weigh."""
+
+    name: str
+    turn: Turn
+    advantage: float
+    count: float
+    """How many sequences it stands for in the means."""
+
+
 def policy_batch(groups: Sequence[Group], config: PolicyConfig) -> tuple[PolicySample, ...]:
     """The turns with a gradient, each with its advantage within its group and its tokens' weight in the step's loss.
 
-    A query turn is compared by the mean reward of its trajectories with the group's other query turns, an answer turn by its
-    own reward with all others of the group. M answers to one query turn count as much as it does, each an Mth. Turns without
-    tokens, and with `truncated_replies="mask"` those that hit the limit, count nowhere.
+    Turns without tokens, and with `truncated_replies="mask"` those that hit the limit, count nowhere.
     """
-    rewards = [[t.reward.total for t in group.trajectories] for group in groups]
-    means = [[_mean(t.reward.total for t in sharing) for sharing in group.by_query_turn] for group in groups]
-    of_answers = iter(_advantages(rewards, config))
-    of_queries = iter(_advantages(means, config))
-    turns = []
-    for group in groups:
-        name = f"question {group.question.id}, trajectory {{}}, {{}} turn"
-        for sharing in group.by_query_turn:
-            turns.append((name.format(sharing[0].index, "query"), sharing[0].query_turn, next(of_queries), 1.0))
-            count = 1 / len(sharing)
-            turns += [(name.format(t.index, "answer"), t.answer_turn, next(of_answers), count) for t in sharing]
     counted = [
-        (name, turn, advantage, count)
-        for name, turn, advantage, count in turns
-        if len(turn.response_ids) and not (turn.truncated and config.truncated_replies == "mask")
+        judged
+        for group in groups
+        for judged in _judged_turns(group, config)
+        if len(judged.turn.response_ids) and not (judged.turn.truncated and config.truncated_replies == "mask")
     ]
-    lengths, counts = [len(turn.response_ids) for _, turn, _, _ in counted], [count for *_, count in counted]
+    lengths, counts = [len(judged.turn.response_ids) for judged in counted], [judged.count for judged in counted]
     weights = token_weights(lengths, counts, config.aggregation)
     return tuple(
-        PolicySample(name, turn, advantage, weight)
-        for (name, turn, advantage, _), weight in zip(counted, weights, strict=True)
-        if advantage != 0.0 or config.kl_coef > 0
+        PolicySample(judged.name, judged.turn, judged.advantage, weight)
+        for judged, weight in zip(counted, weights, strict=True)
+        if judged.advantage != 0.0 or config.kl_coef > 0
     )
 
 
-def _advantages(rewards: Sequence[Sequence[float]], config: PolicyConfig) -> list[float]:
-    flat = torch.tensor([reward for group in rewards for reward in group], dtype=torch.float64)
-    return group_advantages(flat, [len(group) for group in rewards], config.advantage).tolist()
+def _judged_turns(group: Group, config: PolicyConfig) -> Iterator[JudgedTurn]:
+    """The turns of a group, each query turn before its answers.
+
+    A query turn is compared by the mean reward of its trajectories with the group's other query turns, an answer turn by its
+    own reward with all other answers of the group. The M answers to one query turn share its weight: each counts 1/M.
+    """
+    name = f"question {group.question.id}, trajectory"
+    of_answers = iter(_advantages([t.reward.total for t in group.trajectories], config))
+    mean_rewards = [_mean(t.reward.total for t in sharing) for sharing in group.by_query_turn]
+    for advantage, sharing in zip(_advantages(mean_rewards, config), group.by_query_turn, strict=True):
+        first = sharing[0]
+        yield JudgedTurn(f"{name} {first.index}, query turn", first.query_turn, advantage, 1.0)
+        for t in sharing:
+            yield JudgedTurn(f"{name} {t.index}, answer turn", t.answer_turn, next(of_answers), 1 / len(sharing))
+
+
+def _advantages(rewards: Sequence[float], config: PolicyConfig) -> list[float]:
+    return group_advantages(torch.tensor(rewards, dtype=torch.float64), [len(rewards)], config.advantage).tolist()
 
 
 @dataclass(frozen=True)

@@ -168,15 +168,19 @@ class LearnerRank(ABC):
         Raises TrainingError when their norm is not finite.
         """
         zeros = self._zero_gradients()
-        norm = self._grad_norm_without_zero()
-        if norm is None:
+        if self.config.zero_stage == 0:  # DeepSpeed does not report the norm
+            norm = self._grad_norm()
+            self._require_finite(norm, step)
+            self.engine.step()
+        else:  # DeepSpeed knows the norm once it has taken the step
             self.engine.step()
             norm = float(self.engine.get_global_grad_norm())
-        elif math.isfinite(norm):
-            self.engine.step()
+            self._require_finite(norm, step)
+        return {f"{self.network}/grad_norm": norm} | zeros
+
+    def _require_finite(self, norm: float, step: int) -> None:
         if not math.isfinite(norm):
             raise TrainingError(f"step {step}: the gradient norm of the {self.network} is {norm}")
-        return {f"{self.network}/grad_norm": norm} | zeros
 
     def _watch_gradients(self, trained: dict[str, torch.nn.Parameter]) -> None:
         """Note of every parameter whether any backward pass gave it a gradient other than 0, by part of the network.
@@ -203,10 +207,8 @@ class LearnerRank(ABC):
             shares[f"{self.network}/zero_gradients/{part}"] = 1.0 - float(flags.mean())
         return shares
 
-    def _grad_norm_without_zero(self) -> float | None:
-        """Norm of the averaged gradients, which DeepSpeed does not report at stage 0; None where it does."""
-        if self.config.zero_stage > 0:
-            return None
+    def _grad_norm(self) -> float:
+        """Norm of the averaged gradients, which are whole on every rank at ZeRO stage 0."""
         gradients = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
