@@ -1,4 +1,4 @@
-"""Config sections of what acts. Composed by `cluster/config.py`."""
+"""The config sections of the actors and of the prompts. `cluster/config.py` composes them."""
 
 from __future__ import annotations
 
@@ -16,54 +16,53 @@ else:  # the sampler network, or any rule of the table
 
 
 class ActorConfig(Section):
-    """What every actor pool shares."""
+    """Fields of every pool of actors."""
 
     replicas: int = Field(default=1, ge=1)
-    """Actors in the pool."""
+    """Number of actors in the pool."""
     num_cpus: float = Field(default=1.0, gt=0)
-    """CPUs that Ray reserves for one actor."""
+    """CPUs that Ray reserves for each actor."""
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of one actor, 1 at most: a share, as 0.5, puts several on one card. Of a rollout actor with `tensor_parallel` above
-    1: GPUs of each of its workers."""
+    """GPUs that Ray reserves for each actor: 1 at most. A share, as 0.5, lets several actors use one GPU. For a rollout actor
+    with `tensor_parallel` above 1 these are the GPUs of each of its workers."""
     threads: int = Field(default=1, ge=1)
-    """torch / OpenMP threads of one actor."""
+    """torch / OpenMP threads of each actor."""
     deadline: float = Field(default=600.0, gt=0)
-    """Seconds one call may take."""
+    """Seconds that one call may take."""
     start_deadline: float = Field(default=600.0, gt=0)
-    """Seconds an actor may take to load its model."""
+    """Seconds that an actor may take to load its model."""
 
     @property
     def device(self) -> str:
-        """The device of its tensors: a GPU only if one was asked for, whatever the machine has."""
+        """The device that the tensors are on: a GPU only if `num_gpus` asks for one, whatever the machine has."""
         return "cuda" if self.num_gpus else "cpu"
 
     @property
     def actor_gpus(self) -> float:
-        """GPUs of the actor's own process."""
+        """GPUs that the process of the actor itself needs."""
         return self.num_gpus
 
 
 class RolloutConfig(ActorConfig):
-    """vLLM engines."""
+    """The rollout actors; each runs a vLLM engine."""
 
     tensor_parallel: int = Field(default=1, ge=1)
-    """Workers that share one engine's model. Above 1 each is a process of its own with `num_cpus` CPUs and `num_gpus` (1, or 0
-    on CPU) GPUs, beside the actor, who needs no GPU then."""
+    """Number of workers that share the model of one engine. Above 1 each worker is a process of its own beside the actor, with
+    `num_cpus` CPUs and `num_gpus` GPUs (1, or 0 on CPU), and the actor itself needs no GPU."""
     temperature: float = Field(default=1.0, ge=0.01)
-    """Sampling temperature of both turns; the learner divides its logits by it too. The engine samples at no lower one than
-    0.01."""
+    """Sampling temperature of both turns. The learner divides its logits by it too. vLLM samples at 0.01 or above."""
     query_tokens: int = Field(default=512, ge=1)
-    """Longest reply of the query turn."""
+    """Longest reply of the query turn, in tokens."""
     answer_tokens: int = Field(default=512, ge=1)
-    """Longest reply of the answer turn."""
+    """Longest reply of the answer turn, in tokens."""
     max_model_len: int = Field(default=16384, ge=16)
-    """Longest prompt plus reply."""
+    """Longest prompt and reply together, in tokens."""
     max_num_seqs: int = Field(default=64, ge=1)
-    """Sequences that one engine decodes together."""
+    """Largest number of sequences that one engine decodes together."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    """Share of GPU memory that one engine takes."""
+    """Share of the memory of a GPU that one engine takes."""
     cpu_kv_cache_gib: float = Field(default=1.0, gt=0)
-    """KV cache of each worker of an engine on CPU, GiB."""
+    """Size of the KV cache of each worker of an engine on CPU, in GiB."""
 
     @model_validator(mode="after")
     def _workers_fit_their_bundles(self) -> RolloutConfig:
@@ -79,47 +78,49 @@ class RolloutConfig(ActorConfig):
 
 
 class EmbedderConfig(ActorConfig):
-    """The frozen CLIP."""
+    """The embedder actors; each holds the frozen CLIP."""
 
     model: str = ""
-    """open_clip name (`ViT-L-14-quickgelu`), or a folder with `open_clip_config.json` and weights. Empty: the toy world's."""
+    """open_clip name (`ViT-L-14-quickgelu`), or a folder with `open_clip_config.json` and weights. Empty: the
+    CLIP of the toy world."""
     pretrained: str = ""
-    """open_clip weight tag (`openai`) or file when `model` is a name."""
+    """When `model` is a name: the tag of its weights in open_clip (`openai`), or a file of weights."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Numbers of the encoder. `auto`: bfloat16 on GPUs and on CPUs that multiply in it. Features are kept in float16."""
+    """Number type of the encoder. `auto` is bfloat16 on GPUs and on CPUs that multiply in it, else float32. Features are kept
+    in float16."""
     batch_size: int = Field(default=64, ge=1)
-    """Frames of one forward pass."""
+    """Largest number of frames in one forward pass."""
     resize: Literal["squash", "crop"] = "squash"
-    """How a 16:9 frame becomes square: squashed whole (ours), or its centre cropped (CLIP's own)."""
+    """How a frame becomes square: the whole frame is squashed (ours), or its centre is cropped (as CLIP was trained)."""
 
     def key_parameters(self) -> tuple[str, str, str]:
-        """What features depend on besides the model itself."""
+        """The fields that decide the features, besides the model itself."""
         return self.pretrained, self.dtype, self.resize
 
 
 class SelectorConfig(ActorConfig):
-    """Who chooses the key frames while training."""
+    """The selector actors, which choose the key frames while training."""
 
     kind: Kind = "unet"
-    """`unet` draws from the sampler network; the others are rules of `services/selection/`, which have nothing to learn."""
+    """`unet` draws frames by the sampler network. The others are rules of `services/selection/` and have nothing to learn."""
 
     @property
     def learns(self) -> bool:
-        """Whether a network chooses the frames, which the sampler learner trains."""
+        """Whether the frames are chosen by a network, which the sampler learner trains."""
         return self.kind not in RULES
 
 
 class PromptConfig(Section):
-    """What the two turns show the MLLM."""
+    """What the MLLM and CLIP are shown and asked."""
 
     options_in_query_turn: bool = True
-    """Show the answer options already in the query turn (ours)."""
+    """Show the answer options in the query turn already (ours)."""
     subtitles: bool = False
-    """Show the answer turn the subtitles on screen at its key frames, of questions that have a file of them."""
+    """Show the answer turn the subtitles that are on screen at its key frames, for questions that have a subtitle file."""
     unreadable_subtitles: Literal["drop", "leave_out"] = "drop"
-    """What becomes of a question whose subtitle file cannot be read: it is asked without subtitles, or left out. It is named in
-    `left_out.jsonl` either way."""
+    """A question whose subtitle file cannot be read is asked without subtitles (`drop`) or not at all (`leave_out`). It is
+    named in `left_out.jsonl` either way."""
     max_queries: int = Field(default=4, ge=1, le=4)
-    """Queries kept of a reply (paper: 4)."""
+    """Largest number of queries that are kept of a reply (paper: 4)."""
     ask_clip: Literal["queries", "question"] = "queries"
-    """What CLIP compares the frames with: the reply's queries, or the question whatever the reply (the paper's ablation)."""
+    """What CLIP compares the frames with: the queries of the reply, or always the question (the paper's ablation)."""

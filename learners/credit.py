@@ -1,4 +1,4 @@
-"""What learns from what: from the groups of a step to the samples of both learners; derived in `docs/objectives.md`.
+"""Credit: from the groups of a step to the samples that both learners learn from (`docs/objectives.md`).
 
 Invariants: a turn or a draw whose advantage is 0 has no gradient and is not computed (unless a KL term or an entropy bonus
 pulls on it), but it counts where a mean divides; a query turn that M trajectories share is one sample; groups without signal
@@ -21,24 +21,24 @@ from services.schema import Group, Question, Selection, Trajectory, Turn, label
 
 @dataclass(frozen=True)
 class PolicySample:
-    """One turn, and what every one of its tokens counts."""
+    """One turn of the MLLM, as the policy learns from it."""
 
     name: str
-    """Question, trajectory and turn, for error messages."""
+    """Names the question, the trajectory and the turn in error messages."""
     turn: Turn
     advantage: float
     weight: float
-    """The weight of each token's loss in the step's: the global normalisation."""
+    """The weight of each token's loss in the step's loss; the weights are normalised over the whole step."""
 
 
 @dataclass(frozen=True)
 class SamplerSample:
-    """One draw and its advantage."""
+    """One draw of frames, as the sampler learns from it."""
 
     selection: Selection
     advantage: float
     weight: float
-    """The weight of its loss in the step's: one over the draws of the step."""
+    """The weight of its loss in the step's loss: one over the number of draws of the step."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _advantages(rewards: Sequence[float], config: PolicyConfig) -> list[float]:
 
 @dataclass(frozen=True)
 class Objective:
-    """What the sampler learns from."""
+    """What makes a draw good in the eyes of the sampler: a value of `sampler.objective`."""
 
     worth: Callable[[Question, Trajectory, SamplerConfig], float]
     """The worth of a trajectory's draw, before the baseline is subtracted."""
@@ -118,10 +118,7 @@ OBJECTIVES = {
 
 
 def sampler_batch(groups: Sequence[Group], config: SamplerConfig) -> tuple[SamplerSample, ...]:
-    """The draws with a gradient, each with its advantage; none for a selection in which nothing was drawn (T <= K).
-
-    `objective="difficulty"` (stage 1) reads the questions' pass rates and drops those of 1.
-    """
+    """The draws with a gradient, each with its advantage. A selection in which nothing was drawn (T <= K) gives none."""
     objective = OBJECTIVES[config.objective]
     groups = [group for group in groups if objective.teaches(group.question)]
     trajectories = [(group.question, trajectory) for group in groups for trajectory in group.trajectories]
@@ -143,7 +140,8 @@ def sampler_batch(groups: Sequence[Group], config: SamplerConfig) -> tuple[Sampl
 
 
 def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over the step: rewards by term, replies that could not be parsed or were cut, lengths, groups, lost signal."""
+    """Metrics of the step's rollouts: mean rewards by term, shares of replies that could not be parsed or were cut, lengths,
+    and how many groups there are and how many of them have no signal."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     first_of_turns = [sharing[0] for group in groups for sharing in group.by_query_turn]
     queries = [t.query_turn for t in first_of_turns]
@@ -169,6 +167,6 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Exactly rounded, so that the order of equal parts makes no difference."""
+    """The mean, exactly rounded, so that the order of the values makes no difference."""
     numbers = list(values)
     return math.fsum(numbers) / len(numbers)

@@ -19,7 +19,7 @@ from learners.schedule import learning_rates
 from services import remote
 
 BEHIND_A_FAULT = 5.0
-"""Seconds that the other ranks get to say why one of them failed."""
+"""Seconds to wait, after one rank failed, for another rank to say why."""
 
 
 class LearnerGroup:
@@ -29,9 +29,9 @@ class LearnerGroup:
         self.network, self._ranks, self._deadline = network, list(ranks), config.deadline
         self._learning_rate = learning_rates(config, steps)
         self.version = 0
-        """Newest version published; 0 is the network as it was loaded."""
+        """Number of the newest version published. Version 0 is the network as it was loaded."""
         self.is_ahead = False
-        """The network has learnt since it was last published."""
+        """Whether the network has learnt since it was last published."""
 
     @classmethod
     async def start(
@@ -43,9 +43,10 @@ class LearnerGroup:
         bundles: Sequence[PlacementGroupSchedulingStrategy],
         steps: int = 1,
     ) -> LearnerGroup:
-        """One actor per bundle, connected to each other.
+        """Start one actor of `rank_class` in each bundle and connect them.
 
-        `arguments`: those of `rank_class` before its rank. `steps`: those of the run, for learning rates that fall.
+        `arguments` are those of `rank_class`, without the rank, which comes last. `steps` is the number of steps of the run,
+        which learning rates that fall depend on.
         """
         start: Any = ray.remote(rank_class)
         env = env | {"DS_ACCELERATOR": config.device}
@@ -64,14 +65,14 @@ class LearnerGroup:
         return group
 
     async def update(self, batch: Any, step: int) -> dict[str, float]:
-        """One optimizer step; the ranks read the batch from the object store. Returns metrics."""
+        """Take one optimizer step on `batch`, which the ranks read from the object store. Returns the metrics."""
         await self.call("set_learning_rate", self._learning_rate(step))
         metrics = await self.call("update", ray.put(batch), step)
         self.is_ahead = True
         return metrics | self._own_metrics(step, skipped=0.0)
 
     def idle(self, step: int) -> dict[str, float]:
-        """The metrics of a step that held no signal for this network: nothing moves."""
+        """The metrics of a step without signal for this network, in which its weights do not move."""
         return self._own_metrics(step, loss=0.0, grad_norm=0.0, skipped=1.0)
 
     def _own_metrics(self, step: int, **metrics: float) -> dict[str, float]:
@@ -79,15 +80,16 @@ class LearnerGroup:
         return {f"{self.network}/{name}": value for name, value in metrics.items()}
 
     async def publish(self, store: ActorHandle) -> None:
-        """The network as it is becomes the store's next version."""
+        """Publish the network as it is now as the next version in the store."""
         await self.call("publish", store, self.version + 1)
         self.version, self.is_ahead = self.version + 1, False
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Run `method` on every rank; rank 0's result.
+        """Run `method` on every rank and return the result of rank 0.
 
-        The first error of any rank is raised, not waited out. When it is a fault, as a broken connection to a rank that
-        died is, the others get a moment to say what is behind it.
+        The first error of any rank is raised at once, without waiting for the other ranks. Only when it may be the
+        consequence of another error, as a broken connection to a rank that died is, do the others get a moment to report
+        the error behind it, which is raised instead.
         """
         calls = [asyncio.ensure_future(self._call(rank, method, arguments)) for rank in range(len(self._ranks))]
         try:

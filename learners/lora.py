@@ -1,8 +1,9 @@
 """LoRA (arXiv 2106.09685) whose layers multiply by the merged weight W + scale * B A.
 
 Invariant: learner and engine compute with the same numbers. The merged weight is added up in float32 and rounded once to the
-dtype of W; the learner's forward pass uses just that, and so does the engine, which gets it. The usual sum of two products,
-x W and scale * (x A) B, would in bfloat16 follow updates that rounding has not yet let into the engine's weights.
+dtype of W; the learner's forward pass uses just that, and so does the engine, which gets it. The usual sum of two
+products, x W and scale * (x A) B, would in bfloat16 already show updates that are too small to change the engine's rounded
+weights.
 
 Shape letters: `L` tokens, `I` and `O` in- and output features, `R` rank.
 """
@@ -28,14 +29,14 @@ def merge(w_OI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, scale: flo
 
 
 class MergedProduct(torch.autograd.Function):
-    """x times the merged weight. The backward pass merges again instead of keeping a second weight for each layer, and takes
-    the rounding for the identity: A and B get the gradients of the sum before it was rounded."""
+    """The product of x and the merged weight. The backward pass merges again instead of keeping a second weight for each layer.
+    It ignores the rounding: A and B get the gradients of the sum before it was rounded."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, w_OI: Any, bias_O: Any, a_RI: Any, b_OR: Any, scale: float) -> torch.Tensor:
         ctx.save_for_backward(x, w_OI, a_RI, b_OR)
         ctx.scale = scale
-        # Looked up when called, as plain layers do: under ZeRO-3 DeepSpeed puts its own in place, which rounds otherwise.
+        # Looked up at the call, as plain layers do: under ZeRO-3 DeepSpeed replaces it by its own, which rounds otherwise.
         return functional.linear(x, merge(w_OI, a_RI, b_OR, scale), bias_O)
 
     @staticmethod
@@ -48,7 +49,7 @@ class MergedProduct(torch.autograd.Function):
 
 
 class LoraLinear(torch.nn.Linear):
-    """A linear layer whose own weight is frozen and whose adapter is trained. Made of a plain one by `adapt`."""
+    """A linear layer whose own weight is frozen and whose adapter is trained. `adapt` makes it from a plain one."""
 
     lora_A: torch.nn.Parameter
     lora_B: torch.nn.Parameter
@@ -66,7 +67,8 @@ class LoraLinear(torch.nn.Linear):
 
 
 def adapt(network: torch.nn.Module, rank: int, alpha: float) -> None:
-    """Freeze `network` and give its LORA_TARGETS adapters, A uniform as Linear's own and B zero: at first nothing changes."""
+    """Freeze `network` and give the layers of LORA_TARGETS adapters. A is uniform, as Linear's own weight, and B is zero, so at
+    first nothing changes."""
     network.requires_grad_(False)
     for name, layer in network.named_modules():
         if isinstance(layer, torch.nn.Linear) and re.fullmatch(LORA_TARGETS, name):
@@ -80,7 +82,7 @@ def adapt(network: torch.nn.Module, rank: int, alpha: float) -> None:
 
 @contextlib.contextmanager
 def without_adapters(network: torch.nn.Module) -> Iterator[None]:
-    """The network as it was before it was adapted."""
+    """Inside the block, the network computes as it did before it was adapted."""
     layers = [layer for layer in network.modules() if isinstance(layer, LoraLinear)]
     for layer in layers:
         layer.is_adapted = False

@@ -1,4 +1,4 @@
-"""The plan of micro-batches: which rank computes what in which forward pass. Every rank makes the one plan for itself.
+"""The plan of micro-batches: which rank computes what in which forward pass. Every rank makes the same plan for itself.
 
 Invariants: the plan is a function of the lengths alone, so the ranks agree without talking; every rank gets the same number of
 micro-batches.
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 def plan_micro_batches(
     lengths: Sequence[int], budget: int, world_size: int, padded: bool = True
 ) -> list[list[list[int]]]:
-    """Item indices by rank and micro-batch: sorted by length, at most `budget` tokens each (or one item).
+    """For each rank its micro-batches, and for each micro-batch the indices of its items.
 
-    `padded`: every item of a micro-batch takes the room of its longest. Every rank gets the same number of micro-batches;
-    where they do not divide evenly the surplus ones are empty.
+    Items are sorted by length; a micro-batch holds at most `budget` tokens, or a single longer item. With `padded` every item
+    takes the room of the longest in its micro-batch. Where the micro-batches do not divide evenly, some ranks get empty ones.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
@@ -27,7 +27,7 @@ def plan_micro_batches(
             needed, room = lengths[index], budget
         batches[-1].append(index)
         room -= needed
-    # Few batches for many ranks: cut the fullest, so that no rank idles while another works.
+    # With fewer batches than ranks, the fullest are halved, so that no rank idles while another works.
     while len(batches) < world_size and max(map(len, batches)) > 1:
         fullest = max(batches, key=len)
         batches.remove(fullest)

@@ -1,7 +1,7 @@
 """The MLLM as the policy learner trains it: loaded, adapted, and from packed token ids to the log-probs of response tokens.
 
-Invariants: logits are computed only where a response token is predicted, a chunk at a time; the vision tower is in the graph
-whenever it is called, used or not.
+Invariants: logits are computed only where a response token is predicted, one chunk at a time; whenever the vision tower is
+called it is part of the graph, even if none of its features is used.
 
 Shape letters: `L` tokens of the row, `D` hidden size, `N` response tokens, `V` vocabulary.
 """
@@ -20,18 +20,19 @@ from learners.packing import ATTENTION, Family, Span, packed_attention
 from services.errors import UserError
 
 LOGIT_CHUNK = 256
-"""Response tokens whose logits exist at once."""
+"""Number of response tokens whose logits exist at the same time."""
 
 
 def count_chunks(families: Sequence[Family]) -> int:
-    """Parts in which the logits of these families' response tokens are computed."""
+    """The number of parts in which the logits of these families' response tokens are computed."""
     return -(-sum(sum(family.responses) for family in families) // LOGIT_CHUNK)
 
 
 def load_mllm(model: str, dtype: str, config: PolicyConfig) -> Any:
-    """The MLLM of a folder or hub name, packed attention in its language model, frozen and adapted as `config` says.
+    """Load the MLLM of a folder or hub name, with packed attention in its language model, frozen and adapted as `config` says.
 
-    Raises UserError for a head that is tied by the config and not by the weights: an engine would use the embedding.
+    Raises UserError when the config ties the head to the embedding but the weights hold another head: an engine would use the
+    embedding.
     """
     from transformers import AttentionInterface, Qwen2_5_VLForConditionalGeneration
 
@@ -48,7 +49,7 @@ def load_mllm(model: str, dtype: str, config: PolicyConfig) -> Any:
 
 
 def prepare_mllm(mllm: Any, config: PolicyConfig) -> Any:
-    """Group the vision tower's attention; freeze, adapt and checkpoint what `config` says."""
+    """Group the attention of the vision tower; freeze, adapt and checkpoint the parts that `config` names."""
     from learners.vision_attention import GroupedVisionAttention
 
     for block in mllm.model.visual.blocks:
@@ -63,7 +64,7 @@ def prepare_mllm(mllm: Any, config: PolicyConfig) -> Any:
 
 
 class PolicyNetwork(torch.nn.Module):
-    """The MLLM, from token ids to the log-probs of chosen tokens."""
+    """The MLLM as a module from token ids to the log-probs of response tokens."""
 
     def __init__(self, mllm: Any, temperature: float) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Packing: turns side by side in one row, without padding, and one copy of a prompt for all the turns that share it.
 
-Layout: a *family* is a prompt and the responses sampled from it; a row is families side by side, each the prompt and then its
-responses. A token sees the tokens before it in its own turn and nothing else: those of the prompt and those of its response.
-Positions are passed explicitly, so a response's follow its prompt's wherever it stands in the row.
+Layout: a *family* is a prompt and the responses sampled from it. A row holds families side by side; in each the responses
+follow the prompt. A token sees the tokens before it in its own turn, in the prompt and in its response, and no others.
+Positions are passed explicitly, so those of a response continue those of its prompt wherever the response stands in the row.
 
 Shape letters: `H` heads, `L` tokens of the row, `D` width of a head.
 """
@@ -29,30 +29,31 @@ class Family:
     members: tuple[int, ...]
     """Indices of the samples."""
     prompt: int
-    """Tokens of the prompt."""
+    """Number of tokens of the prompt."""
     responses: tuple[int, ...]
-    """Tokens of each member's response, positive."""
+    """Number of tokens of each member's response, positive."""
 
     @property
     def tokens(self) -> int:
-        """Length in the row."""
+        """Number of tokens that the family takes in the row."""
         return self.prompt + sum(self.responses)
 
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tokens of the row that attend in one call, to themselves causally: a prompt with its first response, or a
-    further response, which sees the prompt too."""
+    """Consecutive tokens of the row whose attention is computed in one call. They see each other causally. A span is a prompt
+    with its first response, or one of the further responses, which sees the prompt too."""
 
     length: int
     prefix: int = 0
-    """Tokens of the family's prompt, 0 where they are in the span itself."""
+    """Number of tokens of the prompt that the span sees in front of itself; 0 where the span holds the prompt."""
     mask: Tensor | None = None
-    """[length, prefix + length] bool where there is a prefix."""
+    """Bool [length, prefix + length]: which tokens each token sees. None without a prefix."""
 
 
 def plan_families(samples: Sequence[PolicySample], budget: int, share: bool) -> list[Family]:
-    """Every sample in one family, of at most `budget` tokens if it has more than one member; `share=False` keeps all apart."""
+    """Put every sample in one family. Families of several members have at most `budget` tokens; with `share=False` every sample
+    is a family of its own."""
     open_families: dict[Any, list[int]] = {}
     members: list[list[int]] = []
     for index, sample in enumerate(samples):
@@ -78,7 +79,7 @@ def _tokens(samples: Sequence[PolicySample], family: Sequence[int]) -> int:
 
 
 def spans(families: Sequence[Family], device: torch.device | str = "cpu") -> list[Span]:
-    """The attention calls of a row of `families`, in its order."""
+    """The spans of a row of `families`, in its order."""
     found = []
     for family in families:
         found.append(Span(family.prompt + family.responses[0]))
@@ -100,7 +101,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention within each turn of a packed row: transformers' attention interface over [1, H, L, D], output [1, L, H, D].
 
-    One call of PyTorch's fused attention a span: nothing of size [L, L] exists and no product of two turns is computed.
+    PyTorch's fused attention is called once per span: nothing of size [L, L] exists, and nothing is computed between two turns.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 ABSENT = -1e300
-"""Stands for -inf inside: exp of its difference to any logit is exactly 0, and where all are absent gradients stay
-numbers, which those of -inf do not."""
+"""Takes the place of -inf in the computation: exp of its difference to any logit is exactly 0, and where all frames are absent
+the gradients stay numbers, while those of -inf would be NaN."""
 
 
 def sample(logits: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """`k` distinct frames, [..., k] int64 in drawn order, by Gumbel-top-k (arXiv 1903.06059) from `logits` [..., T].
 
     The same generator state gives the same draw on any device the logits are on. ValueError when fewer than `k` frames
-    have a finite logit, or one is NaN or +inf.
+    have a finite logit, or when a logit is NaN or +inf.
     """
     if not (logits < torch.inf).all():
         raise ValueError("logits hold NaN or +inf: no distribution to draw from")
@@ -35,7 +35,7 @@ def log_prob(logits_BT: Tensor, draws_BK: Tensor) -> Tensor:
     """Log-probability [B] float64 of ordered draws: `sum_k (l[i_k] - logsumexp(l over frames not yet drawn))`, nats.
 
     `draws_BK` int64 holds distinct indices in drawn order, -1 where a shorter draw is padded; an empty draw gives 0,
-    one that holds a frame whose logit is -inf about `ABSENT`.
+    a draw that holds a frame whose logit is -inf gives about `ABSENT`.
     Step k's denominator adds the frames drawn at k or later to those never drawn: sums only, so nothing cancels, and
     memory is [B, T] + [B, K, K].
     """
@@ -51,8 +51,8 @@ def log_prob(logits_BT: Tensor, draws_BK: Tensor) -> Tensor:
 
 
 def independent_log_prob(logits_BT: Tensor, draws_BK: Tensor) -> Tensor:
-    """`sum_k log softmax(l)[i_k]`, [B] float64, nats: the paper's sum, not the log-probability of a draw without
-    replacement. Draws as in `log_prob`."""
+    """The paper's sum `sum_k log softmax(l)[i_k]`, [B] float64, in nats. It is not the log-probability of a draw without
+    replacement. Draws are given as in `log_prob`."""
     present_BK, logits_BT, chosen_BK = _chosen(logits_BT, draws_BK)
     return (chosen_BK - logits_BT.logsumexp(-1, keepdim=True)).masked_fill(~present_BK, 0.0).sum(-1)
 
@@ -62,7 +62,8 @@ LOG_PROBS = {"plackett_luce": log_prob, "independent": independent_log_prob}
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy [...] float64 of softmax(logits) over the last axis of [..., T], nats; 0…log T. That of a single draw."""
+    """Entropy [...] float64 of softmax(logits) over the last axis of [..., T], in nats, from 0 to log T. It is the entropy of
+    drawing one frame, not of drawing K."""
     log_p = _finite(logits).log_softmax(-1)
     return -(log_p.exp() * log_p.masked_fill(logits == -torch.inf, 0.0)).sum(-1)
 
@@ -72,6 +73,7 @@ def _finite(logits: Tensor) -> Tensor:
 
 
 def _chosen(logits_BT: Tensor, draws_BK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A mask of the draws that are no padding [B, K], the logits without -inf [B, T], and those of the drawn frames [B, K]."""
+    """Three tensors: where a draw is not padding [B, K], the logits with ABSENT for -inf [B, T], and the logits of the drawn
+    frames [B, K]."""
     logits_BT = _finite(logits_BT)
     return draws_BK >= 0, logits_BT, logits_BT.gather(1, draws_BK.clamp_min(0))

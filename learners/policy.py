@@ -92,13 +92,13 @@ class PolicyLearner(LearnerRank):
         # The config takes its dtype from the weights of `plain`.
         plain.to(getattr(torch, self.dtype)).save_pretrained(folder, state_dict=state)
         AutoProcessor.from_pretrained(self._model).save_pretrained(folder)
-        # Made from the config, it would name one end token where the model has several.
+        # `save_pretrained` makes this file from the config, with one end token where the model has several.
         generation = cached_file(self._model, "generation_config.json", _raise_exceptions_for_missing_entries=False)
         if generation is not None:
             shutil.copyfile(generation, folder / "generation_config.json")
 
     def update(self, samples: Sequence[PolicySample], step: int) -> dict[str, float]:
-        """One optimizer step on the whole batch. Returns `policy/…` metrics; the means are over the tokens computed.
+        """Take one optimizer step on the whole batch. Returns `policy/…` metrics; their means are over the tokens in `samples`.
 
         Raises TrainingError when engine and learner disagree beyond `mismatch_limit` and `mismatch_action` is `stop`.
         """
@@ -173,7 +173,8 @@ class PolicyLearner(LearnerRank):
 
     @torch.no_grad()
     def _reference_log_probs(self, forward: tuple[Any, ...]) -> torch.Tensor:
-        """Log-probs [N] under the model as it was loaded: with LoRA the trained one without its adapters, else a copy."""
+        """Log-probs [N] under the model as it was loaded: with LoRA the trained model without its adapters, else a second
+        copy."""
         if not self.config.lora_rank:
             return self._reference(*forward)[0]
         with without_adapters(self.engine.module):
@@ -192,12 +193,12 @@ class PolicyLearner(LearnerRank):
 
 
 def mismatch_alarm(metrics: Mapping[str, float], config: PolicyConfig) -> str | None:
-    """What to say when engine and learner disagree beyond the limit; None when they do not."""
+    """The message when engine and learner disagree by more than `policy.mismatch_limit`; None when they do not."""
     found = metrics.get("policy/mismatch_kl", 0.0)
     if found <= config.mismatch_limit:
         return None
     return (
-        f"policy/mismatch_kl is {found:.3g} nats a token, above policy.mismatch_limit = {config.mismatch_limit:g}: engine "
+        f"policy/mismatch_kl is {found:.3g} nats per token, above policy.mismatch_limit = {config.mismatch_limit:g}: engine "
         "and learner disagree on the tokens' log-probs (largest ratio "
         f"{metrics['policy/mismatch_max_ratio']:.3g}); policy.old_log_probs=learner corrects for it"
     )

@@ -1,8 +1,8 @@
-"""One DeepSpeed rank, a Ray actor: what both learners share of accumulating, stepping, publishing and saving.
+"""One DeepSpeed rank, which is a Ray actor: how both learners accumulate gradients, step, publish and save.
 
 Invariants: every rank takes its own share of one global plan, so the ranks agree on the number of forward passes without
-talking; losses are normalised by global counts, so the split changes nothing; a loss that is not finite stops the run before
-the weights take it in, a gradient before they are published.
+talking; losses are normalised by global counts, so how a batch is split changes nothing; a loss that is not finite stops the
+run before the weights change, a gradient that is not finite before the weights are published.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from services.writing import writing
 
 @dataclass(frozen=True)
 class Published:
-    """One weight under the name that readers of the store expect."""
+    """One weight of the network, as the readers of the store get it."""
 
     name: str
     base: torch.nn.Parameter
     adapted: LoraLinear | None = None
-    """The layer whose weight `base` is, when its adapter is to be merged."""
+    """The layer that `base` is the weight of, when it has a LoRA adapter to merge."""
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """What its value is made of."""
+        """The parameters that the value is computed from."""
         return [self.base, *([self.adapted.lora_A, self.adapted.lora_B] if self.adapted else [])]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its value, also while ZeRO-3 has it sharded."""
+        """Size of the whole value in bytes, also while ZeRO-3 has the parameter sharded."""
         return getattr(self.base, "ds_numel", self.base.numel()) * self.base.element_size()
 
     def value(self) -> torch.Tensor:
-        """The weight as readers use it; its parameters must be gathered."""
+        """The weight as readers use it. Under ZeRO-3 its parameters must be gathered first."""
         return self.adapted.merged() if self.adapted else self.base.data
 
 
@@ -57,7 +57,7 @@ class LearnerRank(ABC):
     """One DeepSpeed rank. Subclasses build the network and define the update."""
 
     network: str
-    """Name of its weights in the store."""
+    """Name of the network in the store and in metrics."""
 
     def __init__(self, config: LearnerConfig, rank: int, dtype: str = "float32") -> None:
         self.config, self.rank, self.dtype = config, rank, dtype
@@ -65,7 +65,7 @@ class LearnerRank(ABC):
 
     @abstractmethod
     def build(self) -> torch.nn.Module:
-        """The network to train, on CPU."""
+        """Make the network to train, on the CPU."""
 
     @abstractmethod
     def publishable(self) -> list[Published]:
@@ -73,14 +73,14 @@ class LearnerRank(ABC):
 
     @abstractmethod
     def part_of(self, name: str) -> str:
-        """The part of the network that the parameter `name` is counted in, for metrics."""
+        """The part of the network that `<network>/zero_gradients/<part>` counts the parameter `name` in."""
 
     @abstractmethod
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write the whole network, in its public format, into `folder`."""
 
     def address(self) -> tuple[str, int]:
-        """The place where rank 0 will listen: this node's address and a free port."""
+        """This node's address and a free port, where rank 0 will listen."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
@@ -115,7 +115,7 @@ class LearnerRank(ABC):
         )
 
     def shard(self, network: torch.nn.Module) -> Any:
-        """A network that is only read, held as the trained one is: whole on the device, or sharded by ZeRO-3."""
+        """Move a network that is not trained to the device: whole, or sharded when ZeRO-3 shards the trained one."""
         import deepspeed
 
         if self.config.zero_stage < 3:
@@ -125,7 +125,7 @@ class LearnerRank(ABC):
         return engine
 
     def _deepspeed_config(self) -> dict[str, Any]:
-        """Gradients of bfloat16 networks are added up, and averaged over ranks, in float32."""
+        """The config of DeepSpeed. Gradients of bfloat16 networks too are summed, and averaged over ranks, in float32."""
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
@@ -139,14 +139,15 @@ class LearnerRank(ABC):
         }
 
     def set_learning_rate(self, rate: float) -> None:
-        """The optimizer's next steps are taken with `rate`."""
+        """Set the learning rate of the next steps."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
     def accumulate(self, losses: Sequence[Callable[[], torch.Tensor]], step: int) -> float:
-        """Gradients of the losses, each a share of the global one, which is returned.
+        """Add up the gradients of `losses`, each of which is a share of the step's loss. Returns the step's loss over all
+        ranks.
 
-        Raises TrainingError when it is not finite.
+        Raises TrainingError when that loss is not finite.
         """
         for flags in self._reached.values():
             flags.zero_()
@@ -163,7 +164,7 @@ class LearnerRank(ABC):
         return value
 
     def take_step(self, step: int) -> dict[str, float]:
-        """One optimizer step on what was accumulated; the metrics of its gradients.
+        """Take one optimizer step with the accumulated gradients. Returns metrics of the gradients.
 
         Raises TrainingError when their norm is not finite.
         """
@@ -183,9 +184,9 @@ class LearnerRank(ABC):
             raise TrainingError(f"step {step}: the gradient norm of the {self.network} is {norm}")
 
     def _watch_gradients(self, trained: dict[str, torch.nn.Parameter]) -> None:
-        """Note of every parameter whether any backward pass gave it a gradient other than 0, by part of the network.
+        """Keep, for every trained parameter, whether any backward pass gave it a gradient other than 0.
 
-        A hook on each sees the gradient before DeepSpeed shards it, so this holds for every ZeRO stage.
+        A hook on each parameter sees its gradient before DeepSpeed shards it, so this works at every ZeRO stage.
         """
         parts: dict[str, list[torch.nn.Parameter]] = {}
         for name, parameter in trained.items():
@@ -200,7 +201,7 @@ class LearnerRank(ABC):
                 parameter.register_hook(partial(note, flag))
 
     def _zero_gradients(self) -> dict[str, float]:
-        """Share of the parameter tensors of each part that got no gradient from any sample of any rank."""
+        """For each part of the network, the share of its parameters that got no gradient from any sample on any rank."""
         shares = {}
         for part, flags in self._reached.items():
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
@@ -213,7 +214,7 @@ class LearnerRank(ABC):
         return float(torch.nn.utils.get_total_norm(gradients))
 
     def publish(self, store: ActorHandle, version: int) -> int:
-        """Write the weights to the store as `version`, bucket by bucket; every rank takes part. Returns the bytes.
+        """Write the weights to the store as `version`, bucket by bucket. Every rank must call this. Returns the bytes written.
 
         Raises TrainingError naming a tensor that is not finite; then the version never appears.
         """
@@ -230,7 +231,7 @@ class LearnerRank(ABC):
         return written
 
     def save(self, folder: str) -> None:
-        """Write the network into `folder`; every rank takes part, rank 0 writes.
+        """Write the network into `folder`. Every rank must call this; rank 0 writes.
 
         Raises TrainingError naming a tensor that is not finite; then nothing is written.
         """
@@ -243,7 +244,7 @@ class LearnerRank(ABC):
                     self.save_network(Path(folder), state)
 
     def _finite(self, weight: Published) -> torch.Tensor:
-        """Its value. Raises TrainingError when any of it is not finite."""
+        """The value of a weight. Raises TrainingError when any of its numbers is not finite."""
         value = weight.value()
         if not value.isfinite().all():
             raise TrainingError(

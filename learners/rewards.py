@@ -1,6 +1,7 @@
-"""What a trajectory earns in the joint stage: the terms of TERMS, each times its weight, and the user's own functions.
+"""The reward of a trajectory: the terms of the table TERMS, each times its weight, and the user's own functions.
 
-Invariants: terms are functions of a question and what was answered alone; every term is finite, or the run stops.
+Invariants: a term depends on the question and on what was answered, and on nothing else; every term is finite, or the run
+stops.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ class Attempt:
     """`.frames` are the seconds shown, in time order; `.similarity` [Q, T] the cosines of queries and candidate frames."""
     answer_turn: Turn
     letter: str | None
-    """The letter answered; None when the reply could not be parsed."""
+    """The letter of the answer; None when the reply could not be parsed."""
     formatted: bool
-    """Both turns kept the format."""
+    """Whether both turns kept the format."""
 
 
 OwnTerm = Callable[[Question, Attempt], float]
 
 
 def informative(similarity: np.ndarray, config: RewardConfig) -> np.ndarray:
-    """The queries that tell frames apart: bool [Q], from cosines [Q, T].
+    """Which queries tell frames apart: bool [Q], from cosines [Q, T].
 
     A row counts when `max_t s > info_ratio * min_t s` for `s = softmax_t(logit_scale * cosine)`, computed as
     `logit_scale * (max_t - min_t) > log(info_ratio)`: an `s` that would underflow to 0 counts, a single frame never.
@@ -65,11 +66,11 @@ TERMS: dict[str, Callable[[Question, Attempt, RewardConfig], float]] = {
     "format": _format,
     "info": _info,
 }
-"""A number in 0…1 for each term; the config field of the same name is its weight."""
+"""For each term a function that returns a number in 0…1; the config field of the same name is its weight."""
 
 
 def score(question: Question, attempt: Attempt, config: RewardConfig) -> Reward:
-    """The reward of an attempt, term by term.
+    """The reward of an attempt, with all its terms.
 
     Raises TrainingError naming function and question when a function of `rewards.extra` raises or returns no finite number.
     """

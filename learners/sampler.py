@@ -23,7 +23,7 @@ from services.weights import SAMPLER
 
 
 def num_frames(sample: SamplerSample) -> int:
-    """T of its similarity matrix; more than K, so at least 2."""
+    """Number of candidate frames T. It is above K, because something was drawn, and so at least 2."""
     return sample.selection.similarity.shape[1]
 
 
@@ -57,7 +57,7 @@ class SamplerLearner(LearnerRank):
         module.save_to_path(folder / "rllib")  # for others: it holds pickles, and is never read here
 
     def update(self, samples: Sequence[SamplerSample], step: int) -> dict[str, float]:
-        """One optimizer step on all samples. Returns `sampler/…` metrics."""
+        """Take one optimizer step on all samples. Returns `sampler/…` metrics."""
         plan = plan_micro_batches(
             [num_frames(sample) for sample in samples], self.config.micro_batch_frames, self.config.world_size
         )[self.rank]

@@ -1,6 +1,6 @@
 """The learning rate of each step, as transformers schedules it.
 
-Invariant: a rate is a function of the step's number alone, so a step without signal counts, and nothing need be kept of it.
+Invariant: a rate is a function of the step's number alone. So steps without signal count, and no state has to be saved.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from learners.config import LearnerConfig
 
 
 def learning_rates(config: LearnerConfig, steps: int) -> Callable[[int], float]:
-    """From the number of a step, 1…`steps`, to its learning rate.
+    """The function from a step's number, 1…`steps`, to its learning rate.
 
-    It rises evenly to `config.learning_rate` at step `config.warmup_steps`; then it stays there, or falls, in a line or in half
-    a cosine, towards 0 one step after the last.
+    The rate rises evenly to `config.learning_rate` at step `config.warmup_steps`. Then it stays there, or it falls in a
+    straight line or in half a cosine and reaches 0 one step after the last.
     """
-    from transformers import get_scheduler  # seconds, and loaded by others already
+    from transformers import get_scheduler  # takes seconds, and others load it anyway
 
     kind = "constant_with_warmup" if config.schedule == "constant" else config.schedule
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.learning_rate)

@@ -26,15 +26,17 @@ from services.errors import UserError
 from services.schema import MAX_QUERIES
 
 INPUT_CHANNELS = 3 * MAX_QUERIES
-"""Per query row: z-score, raw cosine, presence flag."""
+"""Three for each query: the z-score, the cosine itself, and whether the query exists."""
 
 STD_FLOOR = 1e-3
-"""Cosine. Flatter rows are not blown up to unit variance: CLIP's rows vary by about 0.02, float16 rounding by 1e-5."""
+"""Smallest standard deviation, in units of cosine, that a row is divided by. Flatter rows are not blown up to unit variance:
+rows of CLIP vary by about 0.02, the rounding of float16 by 1e-5."""
 
 KERNEL = 5
 
 LOGIT_SCALE = 100.0
-"""Scale of the head. Adam moves a weight by about the learning rate per step; scaled so, a few steps tell frames apart."""
+"""The output of the head is multiplied by this. Adam moves a weight by about the learning rate per step; with this scale a few
+steps already tell frames apart."""
 
 
 def features(similarity_BQT: Tensor, query_mask_BQ: Tensor, frame_mask_BT: Tensor) -> Tensor:
@@ -76,10 +78,11 @@ class Block(nn.Module):
 
 
 class UNetSampler(TorchRLModule):
-    """One logit a frame from at most 4 rows of cosines.
+    """One logit per frame from at most 4 rows of cosines.
 
     `model_config={"channels": [...]}` gives the channels of each level, top to bottom; every level but the last halves
-    the time axis. One block a level on the way down and up, two at the bottom: (64, 128, 256) has 2.1M parameters.
+    the time axis. Each level has one block on the way down and one on the way up, the bottom has two. (64, 128, 256) has 2.1M
+    parameters.
     """
 
     model_config: dict[str, Any]
@@ -130,10 +133,10 @@ class UNetSampler(TorchRLModule):
 
 
 def make_sampler(channels: Sequence[int], seed: int, checkpoint: Path | None = None) -> UNetSampler:
-    """A network on the CPU: with the weights of `checkpoint`, or fresh ones that `seed` alone decides; no global random state
-    changes. UserError when the checkpoint is none of this network.
+    """Make the network on the CPU, with the weights of `checkpoint` or with fresh ones that `seed` alone decides. The global
+    random state does not change. Raises UserError when the checkpoint is of another network.
 
-    The spaces RLlib asks for are per frame: 4 cosines seen, drawn or not.
+    RLlib asks for spaces; here they are per frame: 4 cosines are seen, and the frame is drawn or not.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -153,7 +156,7 @@ def make_sampler(channels: Sequence[int], seed: int, checkpoint: Path | None = N
 
 
 def collate(similarities: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """Matrices [Q_i, T_i] of cosines to the batch `UNetSampler` takes: queries padded to 4, frames to the longest.
+    """The batch that `UNetSampler` takes, from matrices [Q_i, T_i] of cosines: queries padded to 4, frames to the longest.
 
     ValueError for no matrix at all, or one without frames or with a number of queries outside 1…4.
     """

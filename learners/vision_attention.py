@@ -1,6 +1,6 @@
 """Attention of the vision tower: all windows of one length in one call.
 
-Transformers calls its attention once a window, which for a video is thousands of small calls a layer.
+Transformers calls its attention once per window; for a video that is thousands of small calls per layer.
 
 Shape letters: `L` patches, `H` heads, `D` width of a head, `W` windows of one length, `N` patches of one of them.
 """
@@ -16,12 +16,14 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionA
 
 
 class GroupedVisionAttention(Qwen2_5_VLVisionAttention):
-    """The same weights and results as transformers'; a module of its class becomes one of this by its `__class__`."""
+    """Attention with the weights and the results of transformers' class. A module of that class becomes one of this class when
+    its `__class__` is set."""
 
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor], **_: Any
     ) -> Tensor:
-        """[L, H * D]; each patch sees those of its window, which ends at one of `cu_seqlens` and begins at the one before."""
+        """The attended patches [L, H * D]. Each patch sees those of its window; window i is from `cu_seqlens[i]` to
+        `cu_seqlens[i + 1]`."""
         length = len(hidden_states)
         query, key, value = self.qkv(hidden_states).reshape(length, 3, self.num_heads, self.head_dim).unbind(1)
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
@@ -35,9 +37,10 @@ class GroupedVisionAttention(Qwen2_5_VLVisionAttention):
 
 
 def _grouped(bounds: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Patches [W, N] of the windows of each length, and where each patch is found in all of these, one after the other.
+    """For each window length the patches [W, N] of its windows, and the place of each patch in all of these joined.
 
-    Kept at the tensor itself, which all layers of one pass share: it costs the GPU's queue running empty.
+    The result is kept as an attribute of `bounds`, which all layers of one pass share: to compute it the CPU must wait for the
+    GPU.
     """
     if not hasattr(bounds, "grouped"):
         starts, lengths = bounds[:-1], bounds.diff()
