@@ -150,7 +150,7 @@ class Collator:
         return [patches], grids
 
     def _positions(self, sample: PolicySample, grids: Grids) -> tuple[np.ndarray, np.ndarray]:
-        """Where the frames stand in a turn's prompt, bool [P], and the M-RoPE positions [3, L] of prompt and response."""
+        """A mask of the visual tokens in a turn's prompt, bool [P], and the M-RoPE positions [3, L] of prompt and response."""
         turn, vision = sample.turn, self._mllm.vision_config
         step = 1.0
         if turn.visual is not None and turn.visual.shown_as == "video":

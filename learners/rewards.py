@@ -40,7 +40,7 @@ OwnTerm = Callable[[Question, Attempt], float]
 
 
 def informative(similarity: np.ndarray, config: RewardConfig) -> np.ndarray:
-    """Which queries tell frames apart: bool [Q], from cosines [Q, T].
+    """True for each query that tells frames apart: bool [Q], from cosines [Q, T].
 
     A row counts when `max_t s > info_ratio * min_t s` for `s = softmax_t(logit_scale * cosine)`, computed as
     `logit_scale * (max_t - min_t) > log(info_ratio)`: an `s` that would underflow to 0 counts, a single frame never.

@@ -27,7 +27,7 @@ class Learners:
 
     @property
     def present(self) -> list[LearnerGroup]:
-        """Those that learn."""
+        """The learners that have something to learn."""
         return [learner for learner in (self.policy, self.sampler) if learner is not None]
 
 
