@@ -12,19 +12,21 @@ from learners.objectives import check_loss
 from learners.rewards import own_terms
 from services.checkpoints import load_sampler
 from services.errors import UserError
+from services.metrics.trackers import check_trackers
 
 CPU_HEAD_DIM = 32
 """The CPU engine's attention takes head sizes that are multiples of this."""
 
 
 def check_inputs(config: Config) -> None:
-    """Raises UserError for a model, a questions file, a reward function or a loss the run could not use.
+    """Raises UserError for a model, a questions file, a reward function, a loss or a tracker the run could not use.
 
     Hub names are left to the loaders.
     """
     model, clip = config.policy.model, config.embedder.model
     own_terms(config.rewards.extra)
     check_loss(config.policy)
+    check_trackers(config.train.trackers)
     for field in ("questions", "validation"):
         file: Path | None = getattr(config.data, field)
         if file is not None and not file.is_file():

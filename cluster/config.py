@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -27,8 +27,14 @@ from learners.config import PolicyConfig, RewardConfig, SamplerConfig
 from learners.objectives import ONLY_AGGREGATION
 from services.config import DataConfig, FramesConfig, Section, Seed
 from services.errors import UserError
+from services.metrics.trackers import TRACKERS
 
 RECIPES = Path(__file__).parent / "recipes"
+
+if TYPE_CHECKING:
+    TrackerName = str
+else:  # the names of the table, whatever rows it has
+    TrackerName = Literal[tuple(TRACKERS)]
 
 
 class TrainConfig(Section):
@@ -52,6 +58,9 @@ class TrainConfig(Section):
     """Smaller frame budgets that the networks are measured at as well, once, after the last step."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Steps between checkpoints; the last step always leaves one."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Trackers that are sent every metric that `metrics.jsonl` gets: `tensorboard` (a folder of the run's), `wandb`, `mlflow`.
+    The last two are extras, and take server, project and key from their own variables (`WANDB_…`, `MLFLOW_…`)."""
 
 
 class ClusterConfig(Section):

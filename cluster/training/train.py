@@ -49,8 +49,9 @@ async def train(
 ) -> None:
     """Run `config` on `questions`, validate on those `held_out`, and leave the story in `run_dir`."""
     start = time.perf_counter()
+    resolved = config.model_dump(mode="json")
     with writing(run_dir / CONFIG):
-        (run_dir / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        (run_dir / CONFIG).write_text(yaml.safe_dump(resolved, sort_keys=False))
     async with training_fleet(config, console.print) as (actors, learners):
         with Progress(*PREPARING, console=console) as bar:
             deadline = config.data.decode_deadline + config.embedder.deadline
@@ -64,7 +65,7 @@ async def train(
         stream = QuestionStream(questions, config.train.seed)
         validation = Validation(config, viewing, held_out, run_dir, losses) if held_out else None
 
-        with MetricsSink(run_dir, config.train.steps) as sink:
+        with MetricsSink(run_dir, config.train.steps, config.train.trackers, resolved) as sink:
             if validation:
                 await validation.measure_baseline()
                 sink.log(0, await validation.measure(0))

@@ -7,6 +7,7 @@ and all later ones when it is read.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from services import jsonl
 FILE = "metrics.jsonl"
 
 
-def write_metrics(run_dir: Path, step: int, values: dict[str, float]) -> None:
+def write_metrics(run_dir: Path, step: int, values: Mapping[str, float]) -> None:
     """Append the row of a step; on disk when this returns."""
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     jsonl.append(run_dir / FILE, [{"step": step, **finite}])

@@ -7,8 +7,9 @@ thread: the next events then wait for ever.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from services.metrics.names import named
 
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 class TensorBoard:
     """The event file in `run_dir/tensorboard`."""
 
-    def __init__(self, run_dir: Path) -> None:
+    package: ClassVar[str] = "tensorboardX"
+    apart: ClassVar[bool] = False
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         self._folder = run_dir / "tensorboard"
         self._writer: EventsWriter | None = None
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write the scalars of a step; on disk when this returns. The first step hides those of an earlier run from it on."""
         from tensorboardX.event_file_writer import EventsWriter  # torch: readers of metrics.jsonl are spared it
         from tensorboardX.proto.event_pb2 import Event, SessionLog

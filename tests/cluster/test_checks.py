@@ -24,6 +24,7 @@ from cluster.resolve import resolve
 from cluster.toyworld import MODELS
 from cluster.training.train import collect_step
 from services.errors import UserError
+from services.metrics.wandb import WandB
 from services.schema import Group, LeftOut, Question
 
 
@@ -61,6 +62,13 @@ def test_a_loss_of_ones_own_is_tried_and_found_from_any_folder(
     monkeypatch.chdir("/")
     with pytest.raises(UserError, match="policy.loss: .*mine.py:halved failed: ValueError: too many values"):
         check_inputs(resolved)
+
+
+def test_a_tracker_whose_package_is_not_installed(toy_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WandB, "package", "no_such_package")
+    train = toy_config.train.model_copy(update={"trackers": ("tensorboard", "wandb")})
+    with pytest.raises(UserError, match="train.trackers: wandb needs the Python package no_such_package"):
+        check_inputs(toy_config.model_copy(update={"train": train}))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ from services.trajectories import VALIDATION, read_trajectories
 
 def msjoe(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cluster.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    env = os.environ | {"WANDB_MODE": "offline"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False, env=env)
 
 
 def train(run_dir: Path, *overrides: str) -> str:
@@ -51,7 +52,7 @@ class Runs:
     measured: Path
     """The checkpoint of `one`, only validated."""
     other: Path
-    """Another seed, stage 1, a reward function of its own, and questions that each lack something."""
+    """Another seed, stage 1, a reward function of its own, W&B instead of TensorBoard, questions that each lack something."""
     consoles: dict[Path, str]
 
 
@@ -96,7 +97,7 @@ def differences(world: Path, folder: Path) -> list[str]:
     (folder / "mine.py").write_text("def brevity(question, attempt):\n    return -len(attempt.answer_turn.text)\n")
     changes = ["--policy.train=false", "--sampler.objective=difficulty", f"--rewards.extra=[{folder}/mine.py:brevity]"]
     changes += ["--prompts.subtitles=true", "--train.questions_per_step=8"]  # all that can be asked
-    return [*changes, "--train.seed=1", f"--data.questions={questions}"]
+    return [*changes, "--train.seed=1", "--train.trackers=[wandb]", f"--data.questions={questions}"]
 
 
 def choices(folder: Path) -> list[dict[str, Any]]:
@@ -165,6 +166,11 @@ def test_a_reward_of_ones_own_is_logged(runs: Runs) -> None:
     assert logged == pytest.approx(np.mean([own for _, own in rewards]))
     assert f"brevity {logged:.2f})" in runs.consoles[runs.other]
     assert "reward: brevity" in (runs.other / "report.html").read_text()
+
+
+def test_the_trackers_are_those_asked_for(runs: Runs) -> None:
+    assert (runs.other / "wandb.log").exists()
+    assert not (runs.other / "tensorboard").exists()
 
 
 def test_a_checkpoint_is_in_public_formats(runs: Runs) -> None:
