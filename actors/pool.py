@@ -7,8 +7,9 @@ their deadlines do not run yet; every call ends, as `services/remote.py` says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import ray
 from ray.actor import ActorHandle
@@ -16,12 +17,22 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import ActorConfig
 from services import remote
+from services.remote import AsyncMethod, Method, Parameters, Result
 
 BROADCASTS = 8
 """Calls that an async actor serves beside those it works on: new weights, questions about its state."""
 
 
-class Pool:
+class Loadable(Protocol):
+    """An actor that loads its model in a call, plain or async."""
+
+    def ready(self) -> Any: ...
+
+
+Actor = TypeVar("Actor", bound=Loadable)
+
+
+class Pool(Generic[Actor]):
     """Actors of one class that can stand in for each other. `at_once`: calls that one of them works on together."""
 
     def __init__(self, name: str, actors: Sequence[ActorHandle], deadline: float, at_once: int = 1) -> None:
@@ -32,13 +43,13 @@ class Pool:
     @classmethod
     async def start(
         cls,
-        actor_class: type,
+        actor_class: type[Actor],
         arguments: tuple[Any, ...],
         config: ActorConfig,
         env: Mapping[str, str],
         bundles: Sequence[PlacementGroupSchedulingStrategy],
         at_once: int = 1,
-    ) -> Pool:
+    ) -> Pool[Actor]:
         """One actor a bundle, each ready. `at_once`: calls that one works on together, more than 1 of async actors only."""
         start: Any = ray.remote(actor_class)
         options = {} if at_once == 1 else {"max_concurrency": at_once + BROADCASTS}
@@ -53,24 +64,58 @@ class Pool:
             for bundle in bundles
         ]
         pool = cls(actor_class.__name__.removesuffix("Actor").lower(), actors, config.deadline, at_once)
-        await pool.broadcast("ready", deadline=config.start_deadline)
+        await pool.within(config.start_deadline).broadcast(actor_class.ready)
         return pool
 
-    async def call(self, method: str, *arguments: Any, deadline: float | None = None) -> Any:
-        """`method` on the actor with the fewest calls in flight, once one is free; from then on it has `deadline` seconds
-        (default: the pool's)."""
+    def within(self, deadline: float) -> Pool[Actor]:
+        """The same actors, whose calls have `deadline` seconds each."""
+        pool = copy.copy(self)
+        pool._deadline = deadline
+        return pool
+
+    @overload
+    async def call(
+        self, method: AsyncMethod[Actor, Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> Result: ...
+
+    @overload
+    async def call(
+        self, method: Method[Actor, Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> Result: ...
+
+    async def call(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """`method` on the actor with the fewest calls in flight, once one is free; then its deadline begins."""
         async with self._free:
             index = self._in_flight.index(min(self._in_flight))
-            return await self._call(index, method, arguments, self._deadline if deadline is None else deadline)
+            return await self._on(index, lambda *where: remote.call(*where, method, *arguments, **named))
 
-    async def broadcast(self, method: str, *arguments: Any, deadline: float | None = None) -> list[Any]:
+    @overload
+    async def broadcast(
+        self, method: AsyncMethod[Actor, Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> list[Result]: ...
+
+    @overload
+    async def broadcast(
+        self, method: Method[Actor, Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> list[Result]: ...
+
+    async def broadcast(self, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """`method` on every actor at once; results in the pool's order."""
-        wait = self._deadline if deadline is None else deadline
-        return await asyncio.gather(*[self._call(i, method, arguments, wait) for i in range(len(self.actors))])
+        return await self._on_each(lambda *where: remote.call(*where, method, *arguments, **named))
 
-    async def _call(self, index: int, method: str, arguments: tuple[Any, ...], deadline: float) -> Any:
+    async def run(
+        self, function: Method[Actor, Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> list[Result]:
+        """`function(actor, *arguments)` in the process of every actor at once; results in the pool's order."""
+        return await self._on_each(lambda *where: remote.run(*where, function, *arguments, **named))
+
+    async def _on_each(self, call: remote.Call) -> list[Any]:
+        return await asyncio.gather(*[self._on(index, call) for index in range(len(self.actors))])
+
+    async def _on(self, index: int, call: remote.Call) -> Any:
+        """A call of one actor, counted while it is in flight."""
         self._in_flight[index] += 1
         try:
-            return await remote.call(self.actors[index], f"{self.name} actor {index}", method, arguments, deadline)
+            return await call(self.actors[index], f"{self.name} actor {index}", self._deadline)
         finally:
             self._in_flight[index] -= 1

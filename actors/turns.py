@@ -12,6 +12,7 @@ from functools import lru_cache
 from actors.config import PromptConfig, RolloutConfig
 from actors.pool import Pool
 from actors.prompts import answer_messages, parse_answer, parse_queries, query_messages
+from actors.rollout import RolloutActor
 from services.chat import Message
 from services.config import FramesConfig
 from services.errors import TrainingError
@@ -55,7 +56,7 @@ class Turns:
 
     def __init__(
         self,
-        rollouts: Pool,
+        rollouts: Pool[RolloutActor],
         rollout: RolloutConfig,
         prompts: PromptConfig,
         frames: FramesConfig,
@@ -105,7 +106,7 @@ class Turns:
         for messages, shown in (self._query_prompt(question), answer):
             most = len(str(messages).encode()) + TEMPLATE_TOKENS + (shown.num_tokens if shown else 0)
             if most >= self._rollout.max_model_len:  # a token is a byte or more: only such prompts need a tokenizer
-                await self._rollouts.call("check", messages, shown)
+                await self._rollouts.call(RolloutActor.check, messages, shown)
 
     def _query_prompt(self, question: Question) -> tuple[list[Message], VisualInput | None]:
         video = self.videos[question.video]
@@ -129,6 +130,6 @@ class Turns:
         self, question: Question, messages: list[Message], visual: VisualInput | None, max_tokens: int, seed: int | None
     ) -> Turn:
         try:
-            return await self._rollouts.call("generate", messages, visual, max_tokens, seed)
+            return await self._rollouts.call(RolloutActor.generate, messages, visual, max_tokens, seed)
         except TrainingError as error:
             raise TrainingError(f"question {question.id}: {error}") from None

@@ -16,7 +16,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from actors.embedder import EmbedderActor
 from actors.pool import Pool
+from actors.selectors import SelectorActor
 from actors.turns import Answer, Queries, Turns
 from services.errors import QuestionError
 from services.schema import Question, Selection
@@ -50,7 +52,7 @@ class View:
 class Viewing:
     """Engines (behind `turns`), CLIP and a selector, one after the other."""
 
-    def __init__(self, turns: Turns, embedders: Pool, selectors: Pool) -> None:
+    def __init__(self, turns: Turns, embedders: Pool[EmbedderActor], selectors: Pool[SelectorActor]) -> None:
         self.turns, self._embedders, self._selectors = turns, embedders, selectors
 
     async def search(self, question: Question, seed: int | None = None) -> Search:
@@ -60,7 +62,7 @@ class Viewing:
         """
         queries = await self.turns.query(question, seed)
         key = self.turns.videos[question.video].key
-        return Search(queries, await self._embedders.call("similarity", key, queries.texts))
+        return Search(queries, await self._embedders.call(EmbedderActor.similarity, key, queries.texts))
 
     async def choose_and_answer(
         self,
@@ -74,7 +76,7 @@ class Viewing:
 
         Raises QuestionError when the question cannot be asked.
         """
-        selection: Selection = await self._selectors.call("select", search.similarity, budget, select_seed)
+        selection = await self._selectors.call(SelectorActor.select, search.similarity, budget, select_seed)
         return View(search.queries, selection, await self.turns.answer(question, selection.frames, answer_seed))
 
     async def view(self, question: Question, budget: int) -> View:

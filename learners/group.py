@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.actor import ActorHandle
@@ -17,12 +17,16 @@ from learners.config import LearnerConfig
 from learners.rank import LearnerRank
 from learners.schedule import learning_rates
 from services import remote
+from services.remote import Method, Parameters, Result
 
 BEHIND_A_FAULT = 5.0
 """Seconds to wait, after one rank failed, for another rank to say why."""
 
 
-class LearnerGroup:
+Rank = TypeVar("Rank", bound=LearnerRank)
+
+
+class LearnerGroup(Generic[Rank]):
     """The driver's handle on all ranks of one learner."""
 
     def __init__(self, network: str, ranks: Sequence[ActorHandle], config: LearnerConfig, steps: int) -> None:
@@ -36,13 +40,13 @@ class LearnerGroup:
     @classmethod
     async def start(
         cls,
-        rank_class: type[LearnerRank],
+        rank_class: type[Rank],
         arguments: tuple[Any, ...],
         config: LearnerConfig,
         env: dict[str, str],
         bundles: Sequence[PlacementGroupSchedulingStrategy],
         steps: int = 1,
-    ) -> LearnerGroup:
+    ) -> LearnerGroup[Rank]:
         """Start one actor of `rank_class` in each bundle and connect them.
 
         `arguments` are those of `rank_class`, without the rank, which comes last. `steps` is the number of steps of the run,
@@ -60,14 +64,14 @@ class LearnerGroup:
             for rank, bundle in enumerate(bundles)
         ]
         group = cls(rank_class.network, ranks, config, steps)
-        address, port = await group._call(0, "address", ())
-        await group.call("connect", address, port)
+        address, port = await group.call(rank_class.address)
+        await group.call(rank_class.connect, address, port)
         return group
 
     async def update(self, batch: Any, step: int) -> dict[str, float]:
         """Take one optimizer step on `batch`, which the ranks read from the object store. Returns the metrics."""
-        await self.call("set_learning_rate", self._learning_rate(step))
-        metrics = await self.call("update", ray.put(batch), step)
+        await self.call(LearnerRank.set_learning_rate, self._learning_rate(step))
+        metrics = await self.call(LearnerRank.update, ray.put(batch), step)
         self.is_ahead = True
         return metrics | self._own_metrics(step, skipped=0.0)
 
@@ -81,17 +85,31 @@ class LearnerGroup:
 
     async def publish(self, store: ActorHandle) -> None:
         """Publish the network as it is now as the next version in the store."""
-        await self.call("publish", store, self.version + 1)
+        await self.call(LearnerRank.publish, store, self.version + 1)
         self.version, self.is_ahead = self.version + 1, False
 
-    async def call(self, method: str, *arguments: Any) -> Any:
+    async def call(
+        self, method: Method[Rank, Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> Result:
         """Run `method` on every rank and return the result of rank 0.
 
         The first error of any rank is raised at once, without waiting for the other ranks. Only when it may be the
         consequence of another error, as a broken connection to a rank that died is, do the others get a moment to report
         the error behind it, which is raised instead.
         """
-        calls = [asyncio.ensure_future(self._call(rank, method, arguments)) for rank in range(len(self._ranks))]
+        return await self._on_each(lambda *where: remote.call(*where, method, *arguments, **named))
+
+    async def run(
+        self, function: Method[Rank, Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> Result:
+        """Run `function(rank, *arguments)` in the process of every rank; result and errors are those of `call`."""
+        return await self._on_each(lambda *where: remote.run(*where, function, *arguments, **named))
+
+    async def _on_each(self, call: remote.Call) -> Any:
+        calls = [
+            asyncio.ensure_future(call(rank, f"{self.network} learner, rank {index}", self._deadline))
+            for index, rank in enumerate(self._ranks)
+        ]
         try:
             return (await asyncio.gather(*calls))[0]
         except remote.FOR_A_PERSON:
@@ -100,7 +118,3 @@ class LearnerGroup:
             done, _ = await asyncio.wait(calls, timeout=BEHIND_A_FAULT)
             errors = [error for call in done if (error := call.exception())]
             raise next((error for error in errors if isinstance(error, remote.FOR_A_PERSON)), fault) from None
-
-    async def _call(self, rank: int, method: str, arguments: tuple[Any, ...]) -> Any:
-        name = f"{self.network} learner, rank {rank}"
-        return await remote.call(self._ranks[rank], name, method, arguments, self._deadline)

@@ -72,6 +72,10 @@ class LearnerRank(ABC):
         """The network's weights, in model order."""
 
     @abstractmethod
+    def update(self, samples: Any, step: int) -> dict[str, float]:
+        """One optimizer step on all samples of a step, of which this rank computes its share. Returns metrics."""
+
+    @abstractmethod
     def part_of(self, name: str) -> str:
         """The part of the network that `<network>/zero_gradients/<part>` counts the parameter `name` in."""
 

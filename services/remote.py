@@ -1,4 +1,6 @@
-"""One call of an actor, awaited with a deadline.
+"""One call of an actor, awaited with a deadline: of the method that is passed, so that a reader can follow it.
+
+Pools and groups (`actors/pool.py`, `learners/group.py`) let a type checker compare arguments and result with the method's.
 
 Invariants: a call ends in its result, in an error that was meant for a person as it was raised (`UserError`, `VideoError`,
 `TrainingError`, an OSError that names its file), in a TrainingError that names the actor, the call, the cause and the
@@ -9,7 +11,8 @@ waits for any more.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import ray
 import torch
@@ -22,10 +25,34 @@ CIRCUMSTANCES = (TimeoutError, ConnectionError, MemoryError, torch.OutOfMemoryEr
 """Errors that a machine or a neighbour causes, whose type and message say enough without a traceback."""
 
 
-async def call(actor: ActorHandle, name: str, method: str, arguments: tuple[Any, ...], deadline: float) -> Any:
-    """The result of `method`, within `deadline` seconds. `name`: what the actor is called in errors."""
-    where = f"{name}: {method}"
-    reference = getattr(actor, method).remote(*arguments)
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Actor = TypeVar("Actor")
+Method = Callable[Concatenate[Actor, Parameters], Result]
+"""A method of an actor's class, as `EmbedderActor.similarity`: it goes over the wire, and into errors, by its name."""
+AsyncMethod = Method[Actor, Parameters, Coroutine[Any, Any, Result]]
+"""An async one; its caller too gets the result."""
+Call = Callable[[ActorHandle, str, float], Awaitable[Any]]
+"""`call` or `run` with all but actor, name and deadline."""
+
+
+async def call(
+    actor: ActorHandle, name: str, deadline: float, method: Callable[..., Any], /, *arguments: Any, **named: Any
+) -> Any:
+    """The result of the actor's `method`, within `deadline` seconds. `name`: what the actor is called in errors."""
+    reference: Any = getattr(actor, method.__name__).remote(*arguments, **named)
+    return await _result(actor, f"{name}: {method.__name__}", reference, deadline)
+
+
+async def run(
+    actor: ActorHandle, name: str, deadline: float, function: Callable[..., Any], /, *arguments: Any, **named: Any
+) -> Any:
+    """The result of `function(actor's object, *arguments)`, run in the actor's process; else as `call`."""
+    reference: Any = actor.__ray_call__.remote(function, *arguments, **named)
+    return await _result(actor, f"{name}: {function.__name__}", reference, deadline)
+
+
+async def _result(actor: ActorHandle, where: str, reference: Any, deadline: float) -> Any:
     try:
         return await asyncio.wait_for(reference, deadline)
     except asyncio.CancelledError:

@@ -56,15 +56,15 @@ class Fleet:
     store: ActorHandle
 
     @property
-    def rollouts(self) -> Pool:
+    def rollouts(self) -> Pool[RolloutActor]:
         return self.pools["rollouts"]
 
     @property
-    def embedders(self) -> Pool:
+    def embedders(self) -> Pool[EmbedderActor]:
         return self.pools["embedders"]
 
     @property
-    def selectors(self) -> Pool:
+    def selectors(self) -> Pool[SelectorActor]:
         return self.pools["selectors"]
 
     def turns(self, config: Config, videos: Mapping[str, Video]) -> Turns:
@@ -112,7 +112,7 @@ def environment(threads: int) -> dict[str, str]:
     return COMMON_ENV | {"OMP_NUM_THREADS": str(threads)}
 
 
-async def _rollouts(config: Config, placement: Placement, store: Store) -> Pool:
+async def _rollouts(config: Config, placement: Placement, store: Store) -> Pool[RolloutActor]:
     return await Pool.start(
         RolloutActor,
         (config.policy.model, config.policy.dtype, config.rollout, config.data, config.frames, *store),
@@ -123,7 +123,7 @@ async def _rollouts(config: Config, placement: Placement, store: Store) -> Pool:
     )
 
 
-async def _embedders(config: Config, placement: Placement, store: Store) -> Pool:
+async def _embedders(config: Config, placement: Placement, store: Store) -> Pool[EmbedderActor]:
     return await Pool.start(
         EmbedderActor,
         (config.embedder.model, config.embedder, config.data, config.frames),
@@ -133,7 +133,7 @@ async def _embedders(config: Config, placement: Placement, store: Store) -> Pool
     )
 
 
-async def _selectors(config: Config, placement: Placement, store: Store) -> Pool:
+async def _selectors(config: Config, placement: Placement, store: Store) -> Pool[SelectorActor]:
     return await Pool.start(
         SelectorActor,
         (config.selector, config.sampler, config.train.seed, store.actor),
@@ -152,15 +152,15 @@ POOLS: dict[Part, tuple[str, Callable[[Config, Placement, Store], Awaitable[Pool
 
 
 async def check_cache(config: Config, actors: Fleet, *others: Callable[..., Awaitable[Any]]) -> None:
-    """Raises UserError naming a node on which those who read frames do not see the cache. `others`: calls of those who do so
-    besides the fleet's pools."""
-    pools = [pool.broadcast for part, pool in actors.pools.items() if part != "selectors"]
+    """Raises UserError naming a node on which those who read frames do not see the cache. `others`: the `run` of those who
+    do so besides the fleet's pools."""
+    pools = [pool.run for part, pool in actors.pools.items() if part != "selectors"]
     with probe(config.data) as file:
-        await asyncio.gather(*[call("__ray_call__", seen_by, file) for call in (*pools, *others)])
+        await asyncio.gather(*[run(seen_by, file) for run in (*pools, *others)])
 
 
 async def prepare(
-    embedders: Pool, questions: Sequence[Question], deadline: float, track: Track
+    embedders: Pool[EmbedderActor], questions: Sequence[Question], deadline: float, track: Track
 ) -> tuple[dict[str, Video], dict[str, str]]:
     """Every video decoded and embedded: the videos by path, and the reason for each that could not be.
 
@@ -172,7 +172,7 @@ async def prepare(
 
     async def one(path: str) -> None:
         try:
-            videos[path] = await embedders.call("prepare", path, deadline=deadline)
+            videos[path] = await embedders.within(deadline).call(EmbedderActor.prepare, path)
         except VideoError as error:
             unreadable[path] = str(error)
 

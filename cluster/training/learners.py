@@ -22,8 +22,8 @@ from learners.sampler import SamplerLearner
 class Learners:
     """Handles on both learners; None for one that has nothing to learn."""
 
-    policy: LearnerGroup | None
-    sampler: LearnerGroup | None
+    policy: LearnerGroup[PolicyLearner] | None
+    sampler: LearnerGroup[SamplerLearner] | None
 
     @property
     def present(self) -> list[LearnerGroup]:
@@ -37,7 +37,7 @@ async def training_fleet(config: Config, report: Report) -> AsyncIterator[tuple[
     async with room(config, report) as placement:
         report("starting actors")
         actors, learners = await asyncio.gather(start(config, placement), start_learners(config, placement))
-        await check_cache(config, actors, *([learners.policy.call] if learners.policy else []))
+        await check_cache(config, actors, *([learners.policy.run] if learners.policy else []))
         yield actors, learners
 
 

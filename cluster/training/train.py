@@ -21,7 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.collector import Collector
-from actors.pool import Pool
+from actors.embedder import EmbedderActor
+from actors.rollout import RolloutActor
+from actors.selectors import SelectorActor
 from cluster.config import Config, TrainConfig
 from cluster.questions.left_out import Losses
 from cluster.questions.stream import QuestionStream
@@ -33,6 +35,7 @@ from cluster.training.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
 from learners.group import LearnerGroup
 from learners.policy import mismatch_alarm
+from learners.rank import LearnerRank
 from services.checkpoints import checkpoint_folder
 from services.errors import UserError
 from services.metrics import MetricsSink
@@ -42,6 +45,8 @@ from services.writing import writing
 
 PREPARING = (TextColumn("preparing videos"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
 Collect = Callable[[Sequence[Question], int, int, int], Awaitable[tuple[list[Group], list[LeftOut]]]]
+Pull = Callable[[int], Awaitable[Any]]
+"""Every reader of a network takes a version in."""
 
 
 async def train(
@@ -84,7 +89,7 @@ async def train(
                 if validation and (step % config.train.validate_every == 0 or step == config.train.steps):
                     with clock("validation"):
                         metrics |= await validation.measure(step)
-                decodes = {"cache/decodes": float(sum(await actors.embedders.broadcast("decodes")))}
+                decodes = {"cache/decodes": float(sum(await actors.embedders.broadcast(EmbedderActor.decodes)))}
                 left_out = {"rollout/left_out": float(losses.questions)}
                 sink.log(step, rollout_metrics(groups) | left_out | metrics | decodes | clock.metrics())
             if validation:
@@ -139,27 +144,31 @@ async def update(
 
     parts = await asyncio.gather(learn(learners.policy, batches[0]), learn(learners.sampler, batches[1]))
     with clock("publish"):
+        pulls: list[tuple[LearnerGroup | None, Pull]] = [
+            (learners.policy, lambda version: actors.rollouts.broadcast(RolloutActor.pull, version)),
+            (learners.sampler, lambda version: actors.selectors.broadcast(SelectorActor.pull, version)),
+        ]
         await asyncio.gather(
             *[
-                publish(learner, readers, actors.store)
-                for learner, readers in ((learners.policy, actors.rollouts), (learners.sampler, actors.selectors))
+                publish(learner, actors.store, pull)
+                for learner, pull in pulls
                 if learner is not None and learner.is_ahead
             ]
         )
     return parts[0] | parts[1]
 
 
-async def publish(learner: LearnerGroup, readers: Pool, store: ActorHandle) -> None:
-    """The learner's weights to the store, and from there to every reader."""
+async def publish(learner: LearnerGroup, store: ActorHandle, pull: Pull) -> None:
+    """The learner's weights to the store, and from there to every reader by `pull`."""
     await learner.publish(store)
-    await readers.broadcast("pull", learner.version)
+    await pull(learner.version)
 
 
 async def checkpoint(learners: Learners, run_dir: Path, step: int) -> None:
     """Both networks, in their public formats, in a folder that appears only whole."""
     with checkpoint_folder(run_dir, step) as partial:
         for learner in learners.present:
-            await learner.call("save", str(partial / learner.network))
+            await learner.call(LearnerRank.save, str(partial / learner.network))
         versions = {learner.network: learner.version for learner in learners.present}
         (partial / "state.json").write_text(json.dumps({"step": step, "versions": versions}))
 

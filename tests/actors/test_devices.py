@@ -36,7 +36,9 @@ class OnWorkstation(SamplerLearner):
 
 def test_a_rank_without_a_gpu_computes_on_the_cpu(ray_cluster: None) -> None:
     async def where() -> tuple[str, str]:
-        return await (await LearnerGroup.start(OnWorkstation, (SAMPLER, 0), SAMPLER, ENV, ["SPREAD"])).call("where")
+        return await (await LearnerGroup.start(OnWorkstation, (SAMPLER, 0), SAMPLER, ENV, ["SPREAD"])).call(
+            OnWorkstation.where
+        )
 
     assert asyncio.run(where()) == ("gloo", "cpu")
 

@@ -104,8 +104,8 @@ def test_calls_go_to_the_least_loaded(ray_cluster: None) -> None:
         config = ActorConfig(num_cpus=0.1, deadline=60.0)
         crowds = await Pool.start(CrowdActor, (), config, {}, ["DEFAULT"] * 2, at_once=2)
         assert crowds.name == "crowd"
-        await asyncio.gather(*[crowds.call("join", 2) for _ in range(4)])
-        assert await crowds.broadcast("most") == [2, 2]
+        await asyncio.gather(*[crowds.call(CrowdActor.join, 2) for _ in range(4)])
+        assert await crowds.broadcast(CrowdActor.most) == [2, 2]
 
     asyncio.run(story())
 
@@ -113,7 +113,7 @@ def test_calls_go_to_the_least_loaded(ray_cluster: None) -> None:
 def test_an_error_of_ours_comes_as_it_is(ray_cluster: None) -> None:
     async def story() -> None:
         with pytest.raises(VideoError) as caught:
-            await (await pool(1)).call("refuse")
+            await (await pool(1)).call(EchoActor.refuse)
         assert str(caught.value) == "v.mp4: is empty"
 
     asyncio.run(story())
@@ -123,11 +123,11 @@ def test_a_deadline_and_a_death_are_named(ray_cluster: None) -> None:
     async def story() -> None:
         echoes = await pool(1, deadline=0.5)
         with pytest.raises(TrainingError, match="echo actor 0: hang was not done within 0.5 s"):
-            await echoes.call("hang")
+            await echoes.call(EchoActor.hang)
         ray.kill(echoes.actors[0])
         dying = await pool(1)
         with pytest.raises(TrainingError, match="echo actor 0: die: the actor died"):
-            await dying.call("die")
+            await dying.call(EchoActor.die)
 
     asyncio.run(story())
 
@@ -138,12 +138,12 @@ def test_errors_that_are_not_ours_come_as_what_they_are(ray_cluster: None) -> No
             await Pool.start(UnreadyActor, (), ActorConfig(num_cpus=0.1), {}, ["DEFAULT"])
         echoes = await pool(1)
         with pytest.raises(OSError, match="No space left on device") as full:
-            await echoes.call("fill_the_disk")
+            await echoes.call(EchoActor.fill_the_disk)
         assert full.value.filename == "/data/features"
         with pytest.raises(
             TrainingError, match="echo actor 0: wait_in_vain: TimeoutError: the store was silent"
         ) as late:
-            await echoes.call("wait_in_vain")
+            await echoes.call(EchoActor.wait_in_vain)
         log = re.search(r"its log is (\S+)/(\S+) on ", str(late.value))
         assert log
         assert list(Path(log[1]).glob(log[2]))
@@ -155,8 +155,8 @@ def test_no_actor_gets_more_calls_than_it_works_on_whoever_asks(ray_cluster: Non
     async def story() -> None:
         config = ActorConfig(num_cpus=0.1, deadline=60.0)
         crowd = await Pool.start(CrowdActor, (), config, {}, ["DEFAULT"], at_once=3)
-        await asyncio.gather(*[crowd.call("join", 3) for _ in range(10)])
-        assert await crowd.broadcast("most") == [3]
+        await asyncio.gather(*[crowd.call(CrowdActor.join, 3) for _ in range(10)])
+        assert await crowd.broadcast(CrowdActor.most) == [3]
 
     asyncio.run(story())
 
@@ -164,7 +164,7 @@ def test_no_actor_gets_more_calls_than_it_works_on_whoever_asks(ray_cluster: Non
 def test_a_fault_of_ours_keeps_its_traceback_and_says_where(ray_cluster: None) -> None:
     async def story() -> None:
         with pytest.raises(KeyError) as caught:
-            await (await pool(1)).call("err")
+            await (await pool(1)).call(EchoActor.err)
         assert 'raise KeyError("ours")' in str(caught.value)
         assert re.match(r"echo actor 0: err; its log is ", caught.value.__notes__[0])
 
@@ -177,18 +177,18 @@ def test_a_rank_that_died_is_named_and_not_the_connection_it_broke(
     monkeypatch.setattr(group, "BEHIND_A_FAULT", 60.0)
     ranks = [ray.remote(num_cpus=0.1)(Rank).remote(number) for number in (0, 1)]
     with pytest.raises(TrainingError, match="policy learner, rank 1: step: the actor died"):
-        asyncio.run(LearnerGroup("policy", ranks, LearnerConfig(deadline=60), steps=1).call("step"))
+        asyncio.run(LearnerGroup("policy", ranks, LearnerConfig(deadline=60), steps=1).call(Rank.step))
 
 
 def test_an_actor_that_does_not_see_the_cache_is_said_with_its_node(ray_cluster: None, tmp_path: Path) -> None:
     async def story() -> None:
         echoes = await pool(1)
         with probe(DataConfig(cache=tmp_path / "cache")) as file:
-            await echoes.broadcast("__ray_call__", seen_by, file)
+            await echoes.run(seen_by, file)
         assert not [left for left in tmp_path.rglob("*") if left.is_file()]
         node = ray.util.get_node_ip_address()
         with pytest.raises(UserError, match=f"data.cache: {tmp_path / 'cache'} on node {node} is not the folder"):
-            await echoes.broadcast("__ray_call__", seen_by, file)  # which is gone, as on a node of another file system
+            await echoes.run(seen_by, file)  # which is gone, as on a node of another file system
 
     asyncio.run(story())
 
@@ -206,11 +206,11 @@ def test_constructors_load_nothing(tmp_path: Path) -> None:
 def test_waiting_for_an_actor_is_not_on_the_deadline(ray_cluster: None) -> None:
     async def story() -> None:
         crowd = await Pool.start(CrowdActor, (), ActorConfig(num_cpus=0.1, deadline=60.0), {}, ["DEFAULT"])
-        first = asyncio.create_task(crowd.call("join", 2))
-        second = asyncio.create_task(crowd.call("most", deadline=5.0))
+        first = asyncio.create_task(crowd.call(CrowdActor.join, 2))
+        second = asyncio.create_task(crowd.within(5.0).call(CrowdActor.most))
         await asyncio.sleep(6.0)
         assert not second.done()
-        await crowd.broadcast("join", 2)
+        await crowd.broadcast(CrowdActor.join, 2)
         await first
         assert await second == 2
 

@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 from safetensors.torch import load_file, save_file
 
 from actors.prompts import answer_messages
+from actors.rollout import RolloutActor
 from cluster.config import Config
 from cluster.dry_run import count_parameters
 from cluster.questions.stream import load_questions
@@ -89,10 +90,10 @@ class Engine:
         self._placement.remove()
 
     async def ask(self, seed: int | None = 7) -> Turn:
-        return await self._pool.call("generate", *self._prompt, seed)
+        return await self._pool.call(RolloutActor.generate, *self._prompt, seed)
 
     async def pull(self, version: int) -> None:
-        await self._pool.broadcast("pull", version)
+        await self._pool.broadcast(RolloutActor.pull, version)
 
 
 def write(store: ActorHandle, version: int, tensors: dict[str, torch.Tensor]) -> Any:
@@ -122,7 +123,7 @@ async def tell(toy: Config, tmp_path: Path) -> Story:
     learner = await LearnerGroup.start(PolicyLearner, arguments, policy, ENV, ["DEFAULT"])
 
     async def log_probs(turn: Turn) -> np.ndarray:
-        return (await learner.call("log_probs", [PolicySample("the prompt", turn, 1.0, 1.0)]))[0]
+        return (await learner.call(PolicyLearner.log_probs, [PolicySample("the prompt", turn, 1.0, 1.0)]))[0]
 
     async def follow(engine: Engine) -> Turn:
         """A step of the learner, published and taken in."""
@@ -151,7 +152,7 @@ async def tell(toy: Config, tmp_path: Path) -> Story:
         await engine.pull(12)
         broken = [await refusal(engine.ask(seed)) for seed in (7, None)]
 
-    await learner.call("save", str(tmp_path / "saved"))
+    await learner.call(PolicyLearner.save, str(tmp_path / "saved"))
     rollout = config.rollout.model_copy(update={"tensor_parallel": 2, "num_cpus": 0.5})
     saved = policy.model_copy(update={"model": str(tmp_path / "saved")})
     two = config.model_copy(update={"policy": saved, "rollout": rollout})

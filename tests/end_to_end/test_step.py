@@ -23,6 +23,7 @@ import torch
 from actors.collector import Collector
 from actors.prompts import answer_messages
 from actors.rollout import RolloutActor
+from actors.selectors import SelectorActor
 from actors.viewing import View
 from cluster.config import Config
 from cluster.questions.stream import load_questions
@@ -31,6 +32,7 @@ from cluster.training.learners import start_learners
 from cluster.training.placement import Placement, plan
 from cluster.training.train import Clock, publish, update
 from learners.credit import PolicySample
+from learners.policy import PolicyLearner
 from services.errors import QuestionError
 from services.schema import LETTERS, Group, LeftOut, Question, Turn, Video
 from services.selection.uniform import uniform_frames
@@ -205,13 +207,13 @@ async def tell(config: Config, subtitles: Path) -> Story:
     visual = visual_input(video, uniform_frames(video.num_frames, 8), config.frames.tokens_per_frame)
 
     async def fixed_prompt() -> Turn:
-        return await fleet.rollouts.call("generate", answer_messages(questions[0]), visual, 24, 7)
+        return await fleet.rollouts.call(RolloutActor.generate, answer_messages(questions[0]), visual, 24, 7)
 
     first, _ = await collect.collect(questions, 4, draws=1, step=1)
-    first_by_learner = await policy.call("log_probs", turns(first))
+    first_by_learner = await policy.call(PolicyLearner.log_probs, turns(first))
     started = await fixed_prompt()
-    await publish(policy, fleet.rollouts, fleet.store)
-    await publish(sampler, fleet.selectors, fleet.store)
+    await publish(policy, fleet.store, lambda version: fleet.rollouts.broadcast(RolloutActor.pull, version))
+    await publish(sampler, fleet.store, lambda version: fleet.selectors.broadcast(SelectorActor.pull, version))
     same = await fixed_prompt()
     before = weights(fleet, POLICY), weights(fleet, SAMPLER)
 
@@ -219,19 +221,19 @@ async def tell(config: Config, subtitles: Path) -> Story:
     after = weights(fleet, POLICY), weights(fleet, SAMPLER)
     updated = await fixed_prompt()
     second, _ = await collect.collect(questions, 2, draws=2, step=2)
-    second_by_learner = await policy.call("log_probs", turns(second))
+    second_by_learner = await policy.call(PolicyLearner.log_probs, turns(second))
     unlabelled = replace(questions[0], answer=None)
     view = await fleet.viewing(fleet.turns(config, videos)).view(unlabelled, budget=4)
     spoken = [replace(questions[0], subtitles=str(subtitles)), questions[1]]
     asked = collector(fleet, plainly_asked(config), videos)
     plain, _ = await asked.collect(questions[:1], 1, draws=1, step=2)
     images, _ = await collector(fleet, with_images(config), videos).collect(spoken, 2, draws=1, step=2)
-    images_by_learner = await policy.call("log_probs", turns(images))
+    images_by_learner = await policy.call(PolicyLearner.log_probs, turns(images))
 
     vision_only = [(name, -tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
     write_bucket(fleet.store, POLICY, 3, 0, vision_only, 60)
     await fleet.store.commit.remote(POLICY, 3)
-    await fleet.rollouts.broadcast("pull", 3)
+    await fleet.rollouts.broadcast(RolloutActor.pull, 3)
     other_vision = await fixed_prompt()
     endless = replace(questions[0], question="star " * 5000)
     talkative = replace(questions[0], id="talkative", subtitles=str(subtitles.with_name("long.srt")))
@@ -243,7 +245,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     with pytest.raises(QuestionError):
         await checks.check(endless)
     await checks.check(talkative)  # what is said at which frames is not known before
-    counted = await fleet.rollouts.call("check", answer_messages(questions[0]), visual)
+    counted = await fleet.rollouts.call(RolloutActor.check, answer_messages(questions[0]), visual)
     accidents = await have_accidents(fleet, fixed_prompt)
     placed = (fleet.store, policy._ranks[0], fleet.rollouts.actors[0])
     rooms = [await actor.__ray_call__.remote(room) for actor in placed]

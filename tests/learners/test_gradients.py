@@ -69,7 +69,7 @@ async def probed(config: PolicyConfig, toy: Config, changes: Sequence[dict[str, 
     """What a fresh learner of `config` tells under each of `changes`."""
     arguments = (config, toy.policy.model, 1.0, toy.data, toy.frames)
     learner = await LearnerGroup.start(ProbedPolicy, arguments, config, ENV, ["SPREAD"] * config.world_size)
-    return [await learner.call("probe", change, samples) for change in changes]
+    return [await learner.call(ProbedPolicy.probe, change, samples) for change in changes]
 
 
 def assert_same_gradients(way: str, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -156,13 +156,13 @@ def test_lora_publishes_merged_weights_and_measures_kl_without_its_adapters(
         store = create_store("store-lora")
         await learner.publish(store)
         room, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-        await learner.call("__ray_call__", lambda rank: limit_files(10_000))
+        await learner.run(lambda rank: limit_files(10_000))
         with pytest.raises(UserError, match=r"full: cannot be written \(.*File too large"):
-            await learner.call("save", str(tmp_path / "full"))
-        await learner.call("__ray_call__", lambda rank: limit_files(room))
-        await learner.call("save", str(tmp_path / "policy"))
+            await learner.call(PolicyLearner.save, str(tmp_path / "full"))
+        await learner.run(lambda rank: limit_files(room))
+        await learner.call(PolicyLearner.save, str(tmp_path / "policy"))
         published = {name: tensor.clone() for name, tensor in read_version(store, "policy")[1]}
-        return metrics, published, await learner.call("log_probs", samples[:1])
+        return metrics, published, await learner.call(PolicyLearner.log_probs, samples[:1])
 
     (first, second), published, (log_probs,) = asyncio.run(story())
     assert first["policy/kl"] == pytest.approx(0, abs=1e-6)
@@ -224,11 +224,11 @@ def test_what_is_not_finite_stops_the_run_and_goes_nowhere(ray_cluster: None, tm
             await learner.update(broken, 7)
         store = create_store("store-nan")
         await learner.publish(store)
-        name = await learner.call("__ray_call__", poison)
+        name = await learner.run(poison)
         with pytest.raises(TrainingError, match=f"sampler weights of version 2: {re.escape(name)} holds NaN"):
             await learner.publish(store)
         with pytest.raises(TrainingError, match=f"sampler weights of version 2: {re.escape(name)} holds NaN"):
-            await learner.call("save", str(tmp_path / "sampler"))
+            await learner.call(SamplerLearner.save, str(tmp_path / "sampler"))
         assert not list(tmp_path.iterdir())
         start = make_sampler((8,), 0).state_dict()
         version, tensors = read_version(store, "sampler")

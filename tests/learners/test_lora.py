@@ -94,8 +94,11 @@ def test_in_bfloat16_adapters_add_nothing_to_what_learner_and_engine_differ_by(
             divergences.append((await learner.update(samples[:1], step))["policy/kl"])
             if step in (1, 10, 100):
                 folder = str(tmp_path / str(step))
-                await learner.call("save", folder)
-                both = [learner.call("log_probs", samples), learner.call("plain_log_probs", folder, samples)]
+                await learner.call(ComparedPolicy.save, folder)
+                both = [
+                    learner.call(ComparedPolicy.log_probs, samples),
+                    learner.call(ComparedPolicy.plain_log_probs, folder, samples),
+                ]
                 pairs.append([await log_probs for log_probs in both])
         return divergences, pairs
 

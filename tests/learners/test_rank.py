@@ -7,6 +7,7 @@ import os
 import random
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,9 @@ class LinearRank(LearnerRank):
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         raise NotImplementedError
 
+    def update(self, samples: Any, step: int) -> dict[str, float]:
+        raise NotImplementedError
+
     def first_step(self, stage: int) -> tuple[float, float]:
         """At a ZeRO stage: the relative error of the gradient of many passes against their exact sum, and the median size of
         the first update over the learning rate."""
@@ -70,7 +74,7 @@ def test_bfloat16_gradients_are_added_up_in_float32_and_the_first_update_is_the_
 
     async def story() -> list[tuple[float, float]]:
         learner = await LearnerGroup.start(LinearRank, (config,), config, ENV, ["SPREAD"] * RANKS)
-        return [await learner.call("first_step", stage) for stage in (1, 2, 3)]
+        return [await learner.call(LinearRank.first_step, stage) for stage in (1, 2, 3)]
 
     for stage, (error, update) in enumerate(asyncio.run(story()), 1):
         assert error < 1e-5, f"ZeRO {stage}"
