@@ -67,7 +67,7 @@ def table() -> dict[str, tuple[int, int]]:
     return {kind: (int(files), 0 if changes == "none" else int(changes)) for kind, files, changes in rows}
 
 
-@pytest.mark.parametrize("kind", ["reward", "loss", "selection rule", "question form"])
+@pytest.mark.parametrize("kind", ["reward", "loss", "selection rule", "question form", "tracker"])
 def test_no_more_files_are_touched_than_the_page_says(kind: str) -> None:
     found = chapter(f"A {kind}")
     assert (len(found.files), len(found.changes)) == table()[kind]
@@ -142,3 +142,20 @@ def test_a_question_form(in_a_house_with: Callable[[str, str], str], tmp_path: P
     assert (found["format"], found["questions"], found["answers"]) == ("Quiz", 1, {"B": 1})
     assert found["first"][0]["moments"] == [[[3.0, 4.5]]]
     assert found["refused"][0]["reason"] == "2; valid: an index from 0 to 1"
+
+
+def test_a_tracker(in_a_house_with: Callable[[str, str], str], tmp_path: Path) -> None:
+    in_a_house_with(
+        "A tracker",
+        """
+from pathlib import Path
+from cluster.cli import TOY
+from cluster.config import load_config
+from services.metrics import MetricsSink
+
+config = load_config(TOY, ["--train.trackers=[csv]"])
+with MetricsSink(Path("."), total_steps=2, trackers=config.train.trackers, config={}) as sink:
+    sink.log(1, {"policy/loss": 0.5})
+""",
+    )
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["1,policy/loss,0.5"]
