@@ -22,7 +22,7 @@ TEXT_CACHE = 65536
 
 
 class EmbedderActor:
-    """One CLIP behind two calls: `prepare` and `similarity`."""
+    """One CLIP behind two calls: `decode_and_embed` and `similarity`."""
 
     def __init__(self, model: str, config: EmbedderConfig, data: DataConfig, frames: FramesConfig) -> None:
         self._model, self._config, self._data = model, config, data
@@ -43,9 +43,9 @@ class EmbedderActor:
         remember_key(cache, self._model, config.key_parameters(), self._clip.key)
         self._embed_text = lru_cache(TEXT_CACHE)(lambda text: self._clip.encode_texts([text])[0])
 
-    def prepare(self, path: str) -> Video:
+    def decode_and_embed(self, path: str) -> Video:
         """Fill both caches for one video. Raises VideoError with the reason when it cannot be decoded."""
-        video = self._frames.prepare(path)
+        video = self._frames.add(path)
         self.embed(video.key)
         return video
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from actors.embedder import EmbedderActor
 from actors.pool import Pool
-from actors.selectors import SelectorActor
+from actors.selector import SelectorActor
 from actors.turns import Answer, Queries, Turns
 from services.errors import QuestionError
 from services.schema import Question, Selection

@@ -65,7 +65,7 @@ def _show_reads(root: Path, num_frames: int) -> None:
     make_clip(clip, "libx264", 720, 1280, fps=1)
     repeat(clip, video, HOUR)
     cache = FrameCache(root / "cache", TOKENS, HOUR)
-    key = cache.prepare(video).key
+    key = cache.add(video).key
     rng = np.random.default_rng(0)
     frames = cache.read(key, range(num_frames))
     reads, copies = [], []

@@ -58,7 +58,7 @@ def main() -> None:
             )
             embedder = EmbedderActor(str(root / "model"), config, data, frames)
             embedder.ready()
-            video = embedder.prepare(str(root / "video.mp4")).key
+            video = embedder.decode_and_embed(str(root / "video.mp4")).key
             features = known_key(data.cache, str(root / "model"), config.key_parameters())
             assert features
             ways[f"{dtype}: encode_image over tensors in memory"] = bare_loop(root / "model", dtype, options)

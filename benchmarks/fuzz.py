@@ -87,7 +87,7 @@ def fuzz_videos(folder: Path) -> Callable[[np.random.Generator], Outcome]:
         path = folder / f"harmed-{name}"
         path.write_bytes(_harmed(content, rng))
         try:
-            video = cache.prepare(path)
+            video = cache.add(path)
         except VideoError as error:
             lost = isinstance(error, DecoderLost) and "decoder died (SIG" not in str(
                 error

@@ -21,7 +21,7 @@ path, sentence = sys.argv[1:3]
 folder = Path(sys.argv[3]) if len(sys.argv) > 3 else Path(".")
 
 cache = FrameCache.of(DataConfig(), FramesConfig(tokens_per_frame=64))
-video = cache.prepare(path)  # decoded once: one frame per second
+video = cache.add(path)  # decoded once: one frame per second
 frames = cache.read(video.key, range(video.num_frames))
 
 clip = ClipEncoder(str(MODELS / "clip"), pretrained="", dtype="float32", resize="squash", device="cpu")

@@ -112,7 +112,7 @@ class FrameCache:
         """The cache that a run's config asks for."""
         return cls(data.cache, frames.tokens_per_frame, data.decode_deadline, frames.encoding, data.bucket)
 
-    def prepare(self, path: str | Path, retry: bool = False) -> Video:
+    def add(self, path: str | Path, retry: bool = False) -> Video:
         """The video at `path`, decoded first when the cache lacks it.
 
         Raises VideoError when it cannot be decoded, at once when that is known of its content already (`retry` tries anew);

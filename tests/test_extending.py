@@ -117,7 +117,7 @@ def test_a_selection_rule(in_a_house_with: Callable[[str, str], str]) -> None:
         "A selection rule",
         """
 import numpy as np
-from actors.selectors import SelectorActor
+from actors.selector import SelectorActor
 from cluster.cli import TOY
 from cluster.config import load_config
 

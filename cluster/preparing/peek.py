@@ -19,7 +19,7 @@ def peek(config: Config, video: Path, seconds: Sequence[float], out: Path) -> li
     from PIL import Image
 
     frames = FrameCache.of(config.data, config.frames)
-    known = frames.prepare(video)
+    known = frames.add(video)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     written = []

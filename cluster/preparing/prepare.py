@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from actors.prepare import DecodeStage, EmbedStage, outcome
+from actors.stages import DecodeStage, EmbedStage, outcome
 from cluster.config import Config
 from services.embeddings import FeatureCache, known_key
 from services.errors import UserError

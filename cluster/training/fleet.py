@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 from actors.embedder import EmbedderActor
 from actors.pool import Pool
 from actors.rollout import RolloutActor, engine_env
-from actors.selectors import SelectorActor
+from actors.selector import SelectorActor
 from actors.turns import Turns
 from actors.viewing import Viewing
 from cluster.config import Config
@@ -159,7 +159,7 @@ async def check_cache(config: Config, actors: Fleet, *others: Callable[..., Awai
         await asyncio.gather(*[run(seen_by, file) for run in (*pools, *others)])
 
 
-async def prepare(
+async def fill_caches(
     embedders: Pool[EmbedderActor], questions: Sequence[Question], deadline: float, track: Track
 ) -> tuple[dict[str, Video], dict[str, str]]:
     """Every video decoded and embedded: the videos by path, and the reason for each that could not be.
@@ -172,7 +172,7 @@ async def prepare(
 
     async def one(path: str) -> None:
         try:
-            videos[path] = await embedders.within(deadline).call(EmbedderActor.prepare, path)
+            videos[path] = await embedders.within(deadline).call(EmbedderActor.decode_and_embed, path)
         except VideoError as error:
             unreadable[path] = str(error)
 

@@ -23,12 +23,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from actors.collector import Collector
 from actors.embedder import EmbedderActor
 from actors.rollout import RolloutActor
-from actors.selectors import SelectorActor
+from actors.selector import SelectorActor
 from cluster.config import Config, TrainConfig
 from cluster.questions.left_out import Losses
 from cluster.questions.stream import QuestionStream
 from cluster.report import report_run
-from cluster.training.fleet import Fleet, prepare
+from cluster.training.fleet import Fleet, fill_caches
 from cluster.training.learners import Learners, training_fleet
 from cluster.training.run_folder import CONFIG
 from cluster.training.validation import Validation
@@ -60,7 +60,7 @@ async def train(
     async with training_fleet(config, console.print) as (actors, learners):
         with Progress(*PREPARING, console=console) as bar:
             deadline = config.data.decode_deadline + config.embedder.deadline
-            videos, unreadable = await prepare(actors.embedders, [*questions, *held_out], deadline, bar.track)
+            videos, unreadable = await fill_caches(actors.embedders, [*questions, *held_out], deadline, bar.track)
         losses, turns = Losses(run_dir, console), actors.turns(config, videos)
         questions, held_out = [
             await losses.sift(some, unreadable, turns, config.prompts) for some in (questions, held_out)

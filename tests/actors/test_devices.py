@@ -11,7 +11,7 @@ import torch
 
 from actors.config import SelectorConfig
 from actors.embedder import EmbedderActor
-from actors.selectors import SelectorActor
+from actors.selector import SelectorActor
 from cluster.config import Config
 from cluster.training.connection import COMMON_ENV
 from learners.config import SamplerConfig

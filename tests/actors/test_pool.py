@@ -16,7 +16,7 @@ from actors.config import ActorConfig, EmbedderConfig, RolloutConfig, SelectorCo
 from actors.embedder import EmbedderActor
 from actors.pool import Pool
 from actors.rollout import RolloutActor
-from actors.selectors import SelectorActor
+from actors.selector import SelectorActor
 from learners import group
 from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
 from learners.group import LearnerGroup

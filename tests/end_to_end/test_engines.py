@@ -115,7 +115,7 @@ async def tell(toy: Config, tmp_path: Path) -> Story:
     config = toy.model_copy(update={"policy": policy})
     cache = FrameCache.of(config.data, config.frames)
     question = load_questions(config)[0]
-    video = cache.prepare(question.video)
+    video = cache.add(question.video)
     cache.close()
     visual = visual_input(video, (1, 5, 9, 12), config.frames.tokens_per_frame)
     samples = policy_samples(config)

@@ -23,11 +23,11 @@ import torch
 from actors.collector import Collector
 from actors.prompts import answer_messages
 from actors.rollout import RolloutActor
-from actors.selectors import SelectorActor
+from actors.selector import SelectorActor
 from actors.viewing import View
 from cluster.config import Config
 from cluster.questions.stream import load_questions
-from cluster.training.fleet import Fleet, prepare, start
+from cluster.training.fleet import Fleet, fill_caches, start
 from cluster.training.learners import start_learners
 from cluster.training.placement import Placement, plan
 from cluster.training.train import Clock, publish, update
@@ -200,7 +200,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     assert policy is not None
     assert sampler is not None
     questions = load_questions(config)[:3]
-    videos, unreadable = await prepare(fleet.embedders, questions, 60, lambda ready, total: ready)
+    videos, unreadable = await fill_caches(fleet.embedders, questions, 60, lambda ready, total: ready)
     assert not unreadable
     collect = collector(fleet, config, videos)
     video = videos[questions[0].video]

@@ -25,7 +25,7 @@ def policy_samples(config: Config) -> tuple[PolicySample, ...]:
     """Eight turns: three that share a prompt and its frames, four uneven ones over other frames, and a long one without any:
     whatever could set ranks apart. Their log-probs are the MLLM's own, with an engine's error."""
     cache = FrameCache(config.data.cache, config.frames.tokens_per_frame, 60)
-    video = cache.prepare(load_questions(config)[0].video)
+    video = cache.add(load_questions(config)[0].video)
     cache.close()
     rng = np.random.default_rng(0)
     samples: list[PolicySample] = []

@@ -46,10 +46,10 @@ def folder(tmp_path: Path) -> Path:
 def test_caches(folder, video, tmp_path):
     path = copied(video, folder / GBK_NAME)
     cache = FrameCache(folder / "cache", 8, 60)
-    known = cache.prepare(path)
+    known = cache.add(path)
     assert known.path == str(path) and cache.find(path) == known == cache.video(known.key)
     plain = FrameCache(tmp_path / "plain", 8, 60)
-    assert plain.prepare(video).key == known.key  # the content decides, not the name
+    assert plain.add(video).key == known.key  # the content decides, not the name
     np.testing.assert_array_equal(cache.read(known.key, [3]), plain.read(known.key, [3]))
     features = np.ones((12, 4), np.float16)
     FeatureCache(folder / "cache", "clip").put(known.key, features)
@@ -57,7 +57,7 @@ def test_caches(folder, video, tmp_path):
     path.write_bytes(b"no video" * 99)
     for _ in range(2):
         with pytest.raises(VideoError, match="not a readable video"):
-            cache.prepare(path)
+            cache.add(path)
     cache.close()
     plain.close()
 

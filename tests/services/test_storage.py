@@ -38,8 +38,8 @@ def bucket() -> Iterator[str]:
 
 def test_what_one_machine_makes_another_fetches_once(bucket: str, tmp_path: Path, video: Path) -> None:
     made, fetched = (FrameCache(tmp_path / name, TOKENS, 60, bucket=bucket) for name in ("one", "two"))
-    known = made.prepare(video)
-    np.testing.assert_array_equal(fetched.read(fetched.prepare(video).key, [3]), made.read(known.key, [3]))
+    known = made.add(video)
+    np.testing.assert_array_equal(fetched.read(fetched.add(video).key, [3]), made.read(known.key, [3]))
     assert (made.decodes, fetched.decodes) == (1, 0)
     features = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float16)
     FeatureCache(tmp_path / "one", "clip", bucket).put(known.key, features)
@@ -56,7 +56,7 @@ def test_a_quarantine_is_shared_and_a_removal_too(bucket: str, tmp_path: Path) -
     garbage.write_bytes(b"no video" * 99)
     one, two = (FrameCache(tmp_path / name, TOKENS, 60, bucket=bucket) for name in ("one", "two"))
     with pytest.raises(VideoError, match="not a readable video"):
-        one.prepare(garbage)
+        one.add(garbage)
     with pytest.raises(VideoError, match="not a readable video"):
         two.find(garbage)
     storage, other = Storage(tmp_path / "one", bucket), Storage(tmp_path / "two", bucket)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actors.config import SelectorConfig
-from actors.selectors import SelectorActor
+from actors.selector import SelectorActor
 from learners.config import SamplerConfig
 from services.selection.topk import topk_frames
 from services.selection.uniform import uniform_frames

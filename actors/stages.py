@@ -25,10 +25,10 @@ Batch = dict[str, np.ndarray]
 as it need not be text."""
 
 
-def outcome(path: str, prepare: Callable[[], Video], cache: FrameCache) -> dict[str, Any]:
-    """The row of one video: what `prepare` made of it, or why it could not."""
+def outcome(path: str, find: Callable[[], Video], cache: FrameCache) -> dict[str, Any]:
+    """The row of one video: the one that `find` returns, or why it could not."""
     try:
-        video = prepare()
+        video = find()
     except VideoError as error:
         return _row(path, "quarantined", _text(str(error).removeprefix(f"{path}: ")))
     notes = "\n".join(cache.notes(video.key))
@@ -60,16 +60,16 @@ class DecodeStage:
         path = os.fsdecode(batch["path"][0])
         try:
             check_seen(self._probe)
-            row = outcome(path, lambda: self._prepare(path), self._frames)
+            row = outcome(path, lambda: self._decode(path), self._frames)
         except UserError as error:
             row = _row(path, "refused", _text(str(error)))
         return _columns(row | {"path": os.fsencode(path)})
 
-    def _prepare(self, path: str) -> Video:
+    def _decode(self, path: str) -> Video:
         try:
-            return self._frames.prepare(path, self._retry)
+            return self._frames.add(path, self._retry)
         except DecoderLost:  # killed from outside, perhaps: once more
-            return self._frames.prepare(path, self._retry)
+            return self._frames.add(path, self._retry)
 
 
 class EmbedStage:
