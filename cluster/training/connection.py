@@ -9,18 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import traceback
 from pathlib import Path
 
 import grpc
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.node import Node
 from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]  # made at run time
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 from cluster.config import ClusterConfig
-from services.errors import UserError
+from services.errors import TrainingError, UserError
 
 COMMON_ENV = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asked for no GPU sees none
@@ -31,6 +33,8 @@ COMMON_ENV = {
 """Environment of every process of a run."""
 ANSWER_DEADLINE = 15.0
 """Seconds that a cluster may take to answer; Ray itself would wait for ten minutes and more."""
+STARTS = 5
+"""Attempts to start a private cluster; Ray gives each 30 s, which a busy machine may exceed."""
 OTHER_SCHEMES = {
     "http": "a dashboard: `ray job submit` to it",
     "ray://": "a Ray Client server: `ray job submit` to the cluster's dashboard",
@@ -57,6 +61,24 @@ def connect(config: ClusterConfig) -> None:
 
 
 def _start(config: ClusterConfig) -> None:
+    for _ in range(STARTS):
+        try:
+            return _init(config)
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # Ray raises it as a bare Exception
+                raise
+            _kill_half_started(error)
+    raise TrainingError(f"Ray did not start in {STARTS} attempts of 30 s: this machine has too much else to do")
+
+
+def _kill_half_started(error: Exception) -> None:
+    """End the processes of the node whose start `error` ended."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if isinstance(node := frame.f_locals.get("self"), Node):
+            node.kill_all_processes(check_alive=False)
+
+
+def _init(config: ClusterConfig) -> None:
     memory = None if config.object_store_gib is None else int(config.object_store_gib * 2**30)
     try:
         ray.init(
