@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 UV := 0.13.9
 
-.PHONY: setup lock train reproduce test test-quick lint format bench-data clean
+.PHONY: setup lock train reproduce test test-quick test-chaos lint format bench-data clean
 
 setup:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -33,10 +33,13 @@ reproduce:  # hours; goes on where it was stopped
 	$(BIN)/python -m benchmarks.reproduction $(ARGS)
 
 test:
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
 
 test-quick:  # neither an engine nor Ray
 	$(BIN)/python -m pytest -m "not heavy" $(ARGS)
+
+test-chaos:  # trainings killed in every phase; half an hour
+	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 lint:
 	$(BIN)/ruff check .

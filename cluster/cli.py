@@ -36,11 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; returns the exit code."""
-    from services.errors import TrainingError, UserError
+    from services.errors import Stopped, TrainingError, UserError
 
     # argparse would take an unknown option with a blank in its value for a positional argument.
     fields = [argument for argument in arguments if re.match(r"--\w+\.\w+=", argument)]
-    options, rest = _parser().parse_known_args([argument for argument in arguments if argument not in fields])
+    # It would also take the recipe behind a bare --resume for its value.
+    others = ["--resume=" if argument == "--resume" else argument for argument in arguments if argument not in fields]
+    options, rest = _parser().parse_known_args(others)
     is_terminated = False
 
     def terminate(_: int, frame: FrameType | None) -> None:
@@ -60,6 +62,9 @@ def run(arguments: Sequence[str]) -> int:
     except TrainingError as error:
         print(f"msjoe: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"msjoe: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except OSError as error:
         if error.filename is None:
             raise
@@ -86,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
               msjoe train                                    the toy world on two CPU cores
               msjoe train cluster/recipes/toy.yaml --policy.learning_rate=1e-5 --run_dir=runs/mine
               msjoe train cluster/recipes/qwen2_5_vl_7b.yaml --dry-run
+              msjoe train cluster/recipes/toy.yaml --run_dir=runs/mine --resume
               msjoe report runs/mine                         make report.html anew
               msjoe questions videomme.parquet               what a file of questions holds
               msjoe prepare videos/ --cache /data/cache      decode and embed ahead of training
@@ -99,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train by a recipe", add_help=False)
     train.add_argument("recipe", nargs="?", type=_path, default=TOY)
     train.add_argument("--run_dir", "--run-dir", type=_path)
+    train.add_argument("--resume", metavar="CHECKPOINT")
     train.add_argument("--dry-run", "--dry_run", action="store_true")
     train.add_argument("-h", "--help", action="store_true")
     train.set_defaults(command=_train)
@@ -182,15 +189,19 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.questions.stream import load_questions, read_held_out
     from cluster.resolve import resolve
     from cluster.toyworld.make import make_world
-    from cluster.training.run_folder import run_folder
+    from cluster.training.run_folder import folder_of, go_on_from, run_folder
     from cluster.training.train import train
 
     check_inputs(config)  # what the recipe names, before anything is made
-    with run_folder(options.run_dir, options.recipe.stem) as run_dir:
+    resumes = options.resume is not None
+    asked = _path(options.resume) if options.resume else None
+    wanted = folder_of(options.run_dir, asked) if resumes else options.run_dir
+    with run_folder(wanted, options.recipe.stem, resume=resumes) as run_dir:
         config = resolve(config, make_world(config) if config.toyworld else None)
         check_inputs(config)
         questions, held_out = load_questions(config), read_held_out(config)
-        asyncio.run(train(config, questions, held_out, run_dir.absolute(), console))
+        checkpoint = go_on_from(run_dir, asked, config.train.checkpoint_bucket, console.print) if resumes else None
+        asyncio.run(train(config, questions, held_out, run_dir.absolute(), console, checkpoint))
     console.print(f"run folder: {run_dir}  (open {run_dir / 'report.html'})", soft_wrap=True)
 
 

@@ -57,7 +57,17 @@ class TrainConfig(Section):
     validate_budgets: tuple[int, ...] = ()
     """Smaller frame budgets that the networks are measured at as well, once, after the last step."""
     checkpoint_every: int = Field(default=50, ge=1)
-    """Steps between checkpoints; the last step always leaves one."""
+    """Steps between checkpoints; the last step always leaves one, and so does a run that is told to stop."""
+    checkpoint_bucket: str = ""
+    """Address (`s3://…`, `gs://…`) where checkpoints are kept as well, under the name of the run's folder; `--resume` finds
+    them there when the folder has none as new. Empty: none."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept; older ones are removed."""
+    keep_best: int = Field(default=1, ge=0)
+    """Checkpoints of the highest validation accuracy that are kept besides."""
+    grace: float = Field(default=30.0, gt=0)
+    """Seconds that a run which is told to stop (SIGTERM, SIGINT) has to come to the end of an update and to write a
+    checkpoint."""
     trackers: tuple[TrackerName, ...] = ("tensorboard",)
     """Trackers that are sent every metric that `metrics.jsonl` gets: `tensorboard` (a folder of the run's), `wandb`, `mlflow`.
     The last two are extras, and take server, project and key from their own variables (`WANDB_…`, `MLFLOW_…`)."""

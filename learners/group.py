@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learners.config import LearnerConfig
-from learners.rank import LearnerRank
+from learners.rank import WRITING, LearnerRank
 from learners.schedule import learning_rates
 from services import remote
 from services.remote import Method, Parameters, Result
@@ -52,7 +52,8 @@ class LearnerGroup(Generic[Rank]):
         `arguments` are those of `rank_class`, without the rank, which comes last. `steps` is the number of steps of the run,
         which learning rates that fall depend on.
         """
-        start: Any = ray.remote(rank_class)
+        remote_class: Any = ray.remote
+        start = remote_class(concurrency_groups={WRITING: 1})(rank_class)
         env = env | {"DS_ACCELERATOR": config.device}
         ranks = [
             start.options(
@@ -88,6 +89,20 @@ class LearnerGroup(Generic[Rank]):
         await self.call(LearnerRank.publish, store, self.version + 1)
         self.version, self.is_ahead = self.version + 1, False
 
+    async def snapshot(self) -> int:
+        """Copy network and optimizer as they are now, to be written by `write`; bytes of the copies, of all ranks."""
+        return sum(await self._on_each(lambda *where: remote.call(*where, LearnerRank.snapshot)))
+
+    async def write(self, checkpoint: str) -> None:
+        """Write the copies into a checkpoint's folder. Further updates may run meanwhile."""
+        await self.call(LearnerRank.write, checkpoint)
+
+    async def restore(self, checkpoint: str, version: int) -> None:
+        """Network and optimizer become what they were at that checkpoint, when `version` was the newest published. It is the
+        one that `publish` gives out next."""
+        await self.call(LearnerRank.restore, checkpoint)
+        self.version, self.is_ahead = max(version - 1, 0), version > 0
+
     async def call(
         self, method: Method[Rank, Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
     ) -> Result:
@@ -97,21 +112,21 @@ class LearnerGroup(Generic[Rank]):
         consequence of another error, as a broken connection to a rank that died is, do the others get a moment to report
         the error behind it, which is raised instead.
         """
-        return await self._on_each(lambda *where: remote.call(*where, method, *arguments, **named))
+        return (await self._on_each(lambda *where: remote.call(*where, method, *arguments, **named)))[0]
 
     async def run(
         self, function: Method[Rank, Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
     ) -> Result:
         """Run `function(rank, *arguments)` in the process of every rank; result and errors are those of `call`."""
-        return await self._on_each(lambda *where: remote.run(*where, function, *arguments, **named))
+        return (await self._on_each(lambda *where: remote.run(*where, function, *arguments, **named)))[0]
 
-    async def _on_each(self, call: remote.Call) -> Any:
+    async def _on_each(self, call: remote.Call) -> list[Any]:
         calls = [
             asyncio.ensure_future(call(rank, f"{self.network} learner, rank {index}", self._deadline))
             for index, rank in enumerate(self._ranks)
         ]
         try:
-            return (await asyncio.gather(*calls))[0]
+            return await asyncio.gather(*calls)
         except remote.FOR_A_PERSON:
             raise
         except Exception as fault:

@@ -21,12 +21,21 @@ from typing import Any
 import ray
 import torch
 from ray.actor import ActorHandle
+from safetensors.torch import save_file
 
 from learners.config import LearnerConfig
 from learners.lora import LoraLinear
+from learners.optimizer_state import SavedState, export_state, restore_state
 from services.errors import TrainingError
 from services.weights import plan_buckets, write_bucket
 from services.writing import writing
+
+OPTIMIZER = "optimizer"
+"""The folder of a checkpoint that holds the state of both optimizers."""
+WRITING = "writing"
+"""The concurrency group of what runs beside an update."""
+beside_updates: Any = ray.method(concurrency_group=WRITING)
+"""Marks a method of that group."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +115,10 @@ class LearnerRank(ABC):
             sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
         deepspeed.init_distributed("nccl" if self.config.num_gpus else "gloo", auto_mpi_discovery=False)
         network = self.build()
-        trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-        self._watch_gradients(trained)
+        self._trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self._watch_gradients(self._trained)
         self._optimizer = torch.optim.AdamW(
-            list(trained.values()),
+            list(self._trained.values()),
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
             betas=self.config.betas,
@@ -234,18 +243,42 @@ class LearnerRank(ABC):
             ray.get(store.commit.remote(self.network, version), timeout=self.config.deadline)
         return written
 
-    def save(self, folder: str) -> None:
-        """Write the network into `folder`. Every rank must call this; rank 0 writes.
+    def snapshot(self) -> int:
+        """Copy the network (rank 0) and this rank's share of the optimizer's state to the CPU; bytes of these copies.
 
-        Raises TrainingError naming a tensor that is not finite; then nothing is written.
+        Every rank takes part. Raises TrainingError naming a tensor that is not finite.
         """
-        weights = self.publishable()
+        weights, network = self.publishable(), {}
         with self._gathered(weights):
             if self.rank == 0:
-                state = {weight.name: self._finite(weight).detach().cpu().clone() for weight in weights}
-                with writing(Path(folder)):
-                    Path(folder).mkdir(parents=True, exist_ok=True)
-                    self.save_network(Path(folder), state)
+                network = {weight.name: self._finite(weight).detach().cpu().clone() for weight in weights}
+        share = export_state(self.engine, self._trained, self.rank, self.config.world_size)
+        self._snapshot = network, share
+        return sum(tensor.nbytes for part in self._snapshot for tensor in part.values())
+
+    @beside_updates
+    def write(self, checkpoint: str) -> None:
+        """Write what was copied last into a checkpoint's folder, while further updates may run, and forget it: the network in
+        its public format, and the share of the optimizer's state."""
+        network, share = self._snapshot
+        del self._snapshot
+        folder = Path(checkpoint)
+        with writing(folder):
+            if self.rank == 0:
+                (folder / self.network).mkdir(parents=True)
+                self.save_network(folder / self.network, network)
+            (folder / OPTIMIZER).mkdir(parents=True, exist_ok=True)
+            save_file(share, folder / OPTIMIZER / f"{self.network}-{self.rank}.safetensors")
+
+    def restore(self, checkpoint: str) -> None:
+        """Network and optimizer become what they were at that checkpoint, whatever ranks and ZeRO stage wrote it.
+
+        Raises UserError when it is of another architecture, or damaged.
+        """
+        folder = Path(checkpoint) / OPTIMIZER
+        with SavedState(sorted(folder.glob(f"{self.network}-*.safetensors")), folder) as saved:
+            saved.check_fits(self._trained)
+            restore_state(self.engine, self._trained, saved, self.rank, self.config.world_size)
 
     def _finite(self, weight: Published) -> torch.Tensor:
         """The value of a weight. Raises TrainingError when any of its numbers is not finite."""

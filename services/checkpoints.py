@@ -1,14 +1,17 @@
 """Checkpoints: `checkpoints/step-000123/` in the run's folder, holding both networks in their public formats.
 
-Invariants: a checkpoint's folder appears only whole; what an error left half-written is removed at once, what a killed run
-left is never taken for one and is removed by the next attempt. Reading one runs none of its code: nothing is unpickled.
+Invariants: a checkpoint's folder appears only whole, on the disk, with the SHA-256 of each of its files in `checksums.json`;
+what an error left half-written is removed at once, what a killed run left is never taken for one and is removed by the next
+attempt. Reading one runs none of its code: nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,13 +24,18 @@ from services.writing import writing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 """The files of a sampler."""
+CHECKSUMS = "checksums.json"
+"""The file of a checkpoint that names all others, each with its SHA-256; written last."""
+SPARE_BYTES = 2**26
+"""Room that a checkpoint leaves on its disk, for the run's other files."""
 
 
 @contextmanager
-def checkpoint_folder(run_dir: Path, step: int) -> Iterator[Path]:
-    """A folder to write the checkpoint of `step` to; it gets its name when the block ends well.
+def checkpoint_folder(run_dir: Path, step: int, nbytes: int = 0) -> Iterator[Path]:
+    """A folder to write the checkpoint of `step` to, and to `seal`; it gets its name when the block ends well.
 
-    Raises UserError naming the folder when the file system refuses (full, read-only).
+    `nbytes`: about what will be written. Raises UserError naming the folder when the disk has no room for that, or when the
+    file system refuses (full, read-only).
     """
     folder = run_dir / "checkpoints" / f"step-{step:06d}"
     partial = folder.with_name(f"{folder.name}.partial")
@@ -35,6 +43,7 @@ def checkpoint_folder(run_dir: Path, step: int) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
+            _check_room(folder, nbytes)
             yield partial
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -43,9 +52,68 @@ def checkpoint_folder(run_dir: Path, step: int) -> Iterator[Path]:
         partial.rename(folder)
 
 
+def _check_room(folder: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(folder.parent).free
+    if free < nbytes + SPARE_BYTES:
+        raise UserError(
+            f"{folder}: a checkpoint takes {nbytes / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free; free some room, or "
+            "lower train.keep_last or train.keep_best"
+        )
+
+
+def seal(folder: Path) -> None:
+    """Put every file on the disk, and its checksum into `checksums.json`: what has none counts as damaged."""
+    sums = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            sums[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+    with (folder / CHECKSUMS).open("w") as file:
+        json.dump(sums, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None when they are as they were written."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_bytes())
+        for name, expected in sums.items():
+            with (folder / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    return f"{name} is not as it was written"
+    except (OSError, ValueError, AttributeError) as error:
+        return str(error)
+    return None
+
+
+def checkpoints(run_dir: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their step, oldest first."""
+    return {int(path.name[-6:]): path for path in sorted((run_dir / "checkpoints").glob("step-??????"))}
+
+
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The whole checkpoint of the highest step; None when there is none."""
-    return max((run_dir / "checkpoints").glob("step-??????"), default=None)
+    """The checkpoint of the highest step; None when there is none."""
+    return max(checkpoints(run_dir).values(), default=None)
+
+
+def newest_whole_checkpoint(run_dir: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are as they were written; `report` is told of each newer one that is damaged."""
+    for folder in reversed(checkpoints(run_dir).values()):
+        if not (wrong := damage(folder)):
+            return folder
+        report(f"{folder} is damaged and passed over: {wrong}")
+    return None
+
+
+def steps_to_keep(accuracies: Mapping[int, float | None], keep_last: int, keep_best: int) -> set[int]:
+    """The `keep_last` newest of the checkpointed steps, and the `keep_best` of the highest accuracy, the newer of equals.
+
+    `accuracies`: validation accuracy of the networks at each step; None where it was not measured.
+    """
+    measured = [(accuracy, step) for step, accuracy in accuracies.items() if accuracy is not None]
+    best = sorted(measured, reverse=True)[:keep_best]
+    return {*sorted(accuracies, reverse=True)[:keep_last], *(step for _, step in best)}
 
 
 def save_sampler(folder: Path, channels: Sequence[int], state: Mapping[str, torch.Tensor]) -> None:

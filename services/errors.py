@@ -21,3 +21,11 @@ class DecoderLost(VideoError):
 
 class TrainingError(Exception):
     """The run cannot go on: a NaN, a dead actor, a call past its deadline. Exit code 1."""
+
+
+class Stopped(Exception):
+    """The run was told to stop, and did so after a whole step; the message says how to go on. Exit code 128 + `signal`."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

@@ -41,9 +41,22 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 raise UserError(f"{path}, line {number} is not JSON ({error}): remove that line") from error
 
 
+def cut_after(path: Path, step: int) -> None:
+    """Forget the rows of steps after `step`, which are the last ones of the file; nothing when there is no such file."""
+    if not path.exists():
+        return
+    with writing(path), path.open("r+b") as file:
+        _cut_torn_tail(file)
+        file.seek(0)
+        end = 0
+        while (line := file.readline()) and json.loads(line)["step"] <= step:
+            end = file.tell()
+        file.truncate(end)
+
+
 def _cut_torn_tail(file: Any) -> None:
-    """Leave `file`, opened `a+b`, ending in a newline or empty."""
-    if file.tell() == 0:
+    """Leave `file`, open for reading and writing, ending in a newline or empty."""
+    if file.seek(0, 2) == 0:
         return
     file.seek(-1, 2)
     if file.read(1) != b"\n":

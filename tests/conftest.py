@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 os.environ["RAY_ENABLE_ZERO_COPY_TORCH_TENSORS"] = "1"
 
 
-HEAVY_FIXTURES, HEAVY_FOLDERS = {"ray_cluster", "vllm"}, {"end_to_end"}
+HEAVY_FIXTURES, HEAVY_FOLDERS = {"ray_cluster", "vllm"}, {"end_to_end", "chaos"}
 """A test is heavy if it uses one of the fixtures, directly or through another, or lies in one of the folders."""
 
 

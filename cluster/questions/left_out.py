@@ -30,26 +30,27 @@ class Losses:
 
     def __init__(self, run_dir: Path, console: Console) -> None:
         self._path, self._console = run_dir / FILE, console
-        self._told: set[tuple[str, Question]] = set()
+        self._told = {(row["lost"], row["question_id"], row["reason"]) for row in jsonl.read(self._path)}
 
     @property
     def questions(self) -> int:
         """Questions left out so far."""
-        return sum(what == "question" for what, _ in self._told)
+        return sum(what == "question" for what, *_ in self._told)
 
-    def add(self, losses: Iterable[LeftOut], what: Literal["question", "subtitles"] = "question") -> None:
-        """Name losses on the console and in the file. `what`: the whole question, or only its subtitles."""
-        new = [loss for loss in losses if (what, loss.question) not in self._told]
+    def add(self, losses: Iterable[LeftOut], step: int, what: Literal["question", "subtitles"] = "question") -> None:
+        """Name losses of a step, 0 before the first, on the console and in the file. `what`: the whole question, or only its
+        subtitles."""
+        new = [loss for loss in losses if (what, loss.question.id, loss.reason) not in self._told]
         if not new:
             return
-        rows = [{"question_id": loss.question.id, "lost": what, "reason": loss.reason} for loss in new]
+        rows = [{"step": step, "question_id": loss.question.id, "lost": what, "reason": loss.reason} for loss in new]
         jsonl.append(self._path, rows)
         for loss in new[: max(0, SHOWN - len(self._told))]:
             named = (
                 f"left out question {loss.question.id}" if what == "question" else f"{loss.question.id}: no subtitles"
             )
             self._console.print(f"{named}: {loss.reason}", soft_wrap=True, markup=False)
-        self._told |= {(what, loss.question) for loss in new}
+        self._told |= {(what, loss.question.id, loss.reason) for loss in new}
 
     async def sift(
         self,
@@ -67,12 +68,12 @@ class Losses:
         kept = [question for question in questions if question.video not in unreadable]
         kept, unheard = settle_subtitles(kept, prompts)
         if prompts.unreadable_subtitles == "drop":
-            self.add(unheard, "subtitles")
+            self.add(unheard, 0, "subtitles")
         else:
             lost += unheard
         refused = await asyncio.gather(*[_refusal(turns, question) for question in kept])
         lost += [loss for loss in refused if loss]
-        self.add(lost)
+        self.add(lost, 0)
         if lost:
             self._console.print(f"{len(lost)} of {len(questions)} questions left out; all reasons in {self._path}")
         if len(lost) == len(questions) > 0:

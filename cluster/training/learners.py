@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from actors.rollout import RolloutActor
+from actors.selector import SelectorActor
 from cluster.config import Config
 from cluster.training.fleet import Fleet, Report, check_cache, environment, room, start
 from cluster.training.placement import Placement
@@ -29,6 +31,25 @@ class Learners:
     def present(self) -> list[LearnerGroup]:
         """The learners that have something to learn."""
         return [learner for learner in (self.policy, self.sampler) if learner is not None]
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Newest published version by network."""
+        return {learner.network: learner.version for learner in self.present}
+
+
+async def publish(learners: Learners, actors: Fleet) -> None:
+    """The networks that are ahead of what was published, to the store and from there to whoever acts with them."""
+
+    async def one(learner: LearnerGroup, pull: Callable[[int], Awaitable[Any]]) -> None:
+        await learner.publish(actors.store)
+        await pull(learner.version)
+
+    pulls: list[tuple[LearnerGroup | None, Callable[[int], Awaitable[Any]]]] = [
+        (learners.policy, lambda version: actors.rollouts.broadcast(RolloutActor.pull, version)),
+        (learners.sampler, lambda version: actors.selectors.broadcast(SelectorActor.pull, version)),
+    ]
+    await asyncio.gather(*[one(learner, pull) for learner, pull in pulls if learner is not None and learner.is_ahead])
 
 
 @asynccontextmanager

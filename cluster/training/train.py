@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
-from ray.actor import ActorHandle
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from actors.collector import Collector
 from actors.embedder import EmbedderActor
-from actors.rollout import RolloutActor
-from actors.selector import SelectorActor
 from cluster.config import Config, TrainConfig
 from cluster.questions.left_out import Losses
-from cluster.questions.stream import QuestionStream
+from cluster.questions.stream import Ledger, QuestionStream
 from cluster.report import report_run
+from cluster.training.checkpointing import Checkpoints, restore
 from cluster.training.fleet import Fleet, fill_caches
-from cluster.training.learners import Learners, training_fleet
+from cluster.training.learners import Learners, publish, training_fleet
 from cluster.training.run_folder import CONFIG
+from cluster.training.run_state import RunState, changes, check_goes_on, read_state
+from cluster.training.stopping import Stop
 from cluster.training.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
 from learners.group import LearnerGroup
 from learners.policy import mismatch_alarm
-from learners.rank import LearnerRank
-from services.checkpoints import checkpoint_folder
 from services.errors import UserError
 from services.metrics import MetricsSink
 from services.schema import Group, LeftOut, Question
@@ -45,15 +43,91 @@ from services.writing import writing
 
 PREPARING = (TextColumn("preparing videos"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
 Collect = Callable[[Sequence[Question], int, int, int], Awaitable[tuple[list[Group], list[LeftOut]]]]
-Pull = Callable[[int], Awaitable[Any]]
-"""Every reader of a network takes a version in."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the steps of one run share."""
+
+    config: Config
+    run_dir: Path
+    console: Console
+    actors: Fleet
+    learners: Learners
+    stream: QuestionStream
+    collect: Collect
+    losses: Losses
+    validation: Validation | None
+    checkpoints: Checkpoints
+    start: float
+    """When the run began, on the clock of `time.perf_counter`; of one that goes on, as if it had never stopped."""
+
+    async def go(self, state: RunState, sink: MetricsSink, stop: Stop) -> RunState:
+        """All steps after that of `state`; the state at the end of the last one that was done before a stop."""
+        train = self.config.train
+        for step in range(state.step + 1, train.steps + 1):
+            clock, is_last = Clock(), step == train.steps
+            with clock("rollout"):
+                groups = await stop.unless_asked(collect_step(self.collect, self.stream, train, self.losses, step))
+            if groups is None:
+                break
+            metrics = await self.learn(groups, step, clock)
+            if self.validation and (step % train.validate_every == 0 or is_last):
+                with clock("validation"):
+                    metrics |= await self.validation.measure(step)
+            state = replace(
+                state,
+                step=step,
+                versions=self.learners.versions,
+                ledger=self.stream.ledger(),
+                accuracies=self.validation.accuracies if self.validation else {},
+                accuracy=metrics.get("validation/accuracy"),
+                seconds=time.perf_counter() - self.start,
+            )
+            with clock("checkpoint_hold"):
+                if step % train.checkpoint_every == 0 or is_last:
+                    await self.checkpoints.begin(state)
+            sink.log(step, metrics | clock.metrics())
+            if stop.is_asked:
+                break
+        if stop.is_asked and state.step > self.checkpoints.newest:
+            await self.checkpoints.begin(state)
+        return state
+
+    async def learn(self, groups: Sequence[Group], step: int, clock: Clock) -> dict[str, float]:
+        """Update both networks on the groups of a step and publish them; the metrics of the step."""
+        used = [group for group in groups if group.has_signal or not self.config.train.refills]
+        metrics = await update(self.learners, self.config, used, step, clock)
+        with clock("publish"):
+            await publish(self.learners, self.actors)
+        if alarm := mismatch_alarm(metrics, self.config.policy):
+            self.console.print(f"step {step}: {alarm}", soft_wrap=True)
+        write_trajectories(self.run_dir, step, groups)
+        decodes = sum(await self.actors.embedders.broadcast(EmbedderActor.decodes))
+        counts = {"cache/decodes": float(decodes), "rollout/left_out": float(self.losses.questions)}
+        return rollout_metrics(groups) | metrics | counts
 
 
 async def train(
-    config: Config, questions: Sequence[Question], held_out: Sequence[Question], run_dir: Path, console: Console
+    config: Config,
+    questions: Sequence[Question],
+    held_out: Sequence[Question],
+    run_dir: Path,
+    console: Console,
+    checkpoint: Path | None = None,
 ) -> None:
-    """Run `config` on `questions`, validate on those `held_out`, and leave the story in `run_dir`."""
-    start = time.perf_counter()
+    """Run `config` on `questions`, validate on those `held_out`, and leave the story in `run_dir`.
+
+    `checkpoint`: the one that the run goes on from. Raises Stopped when it was told to stop.
+    """
+    given = {"data.questions": questions, "data.validation": held_out}
+    state = RunState.start(config, given)
+    if checkpoint:
+        state = read_state(checkpoint)
+        check_goes_on(state, config, given)
+        for change in changes(state.config, config):
+            console.print(f"changed: {change}", soft_wrap=True, markup=False)
+    start = time.perf_counter() - state.seconds
     resolved = config.model_dump(mode="json")
     with writing(run_dir / CONFIG):
         (run_dir / CONFIG).write_text(yaml.safe_dump(resolved, sort_keys=False))
@@ -62,50 +136,63 @@ async def train(
             deadline = config.data.decode_deadline + config.embedder.deadline
             videos, unreadable = await fill_caches(actors.embedders, [*questions, *held_out], deadline, bar.track)
         losses, turns = Losses(run_dir, console), actors.turns(config, videos)
-        questions, held_out = [
-            await losses.sift(some, unreadable, turns, config.prompts) for some in (questions, held_out)
-        ]
+        able, held_out = [await losses.sift(some, unreadable, turns, config.prompts) for some in given.values()]
         viewing = actors.viewing(turns)
-        collect = Collector(viewing, config.frames.budget, config.rewards, config.train.seed).collect
-        stream = QuestionStream(questions, config.train.seed)
-        validation = Validation(config, viewing, held_out, run_dir, losses) if held_out else None
+        run = Run(
+            config, run_dir, console, actors, learners,
+            stream=stream_of(questions, able, config.train.seed, state.ledger),
+            collect=Collector(viewing, config.frames.budget, config.rewards, config.train.seed).collect,
+            losses=losses,
+            validation=Validation(config, viewing, held_out, run_dir, losses, state.accuracies) if held_out else None,
+            checkpoints=Checkpoints(learners, config.train, run_dir, console, state.step),
+            start=start,
+        )  # fmt: skip
+        if checkpoint:
+            await restore(actors, learners, checkpoint, state)
+            console.print(f"going on after step {state.step}, from {checkpoint}", soft_wrap=True)
+        with (
+            MetricsSink(run_dir, config.train.steps, config.train.trackers, resolved) as sink,
+            Stop(config.train.grace) as stop,
+        ):
+            if run.validation and state.step == 0:
+                await run.validation.measure_baseline()
+                sink.log(0, await run.validation.measure(0))
+            state = await run.go(state, sink, stop)
+            if stop.is_asked:
+                await run.checkpoints.finish()
+                stop.end(state.step)
+            if run.validation:
+                await conclude(run.validation, state, console)
+        await show(run_dir, config)
+        await run.checkpoints.finish()
 
-        with MetricsSink(run_dir, config.train.steps, config.train.trackers, resolved) as sink:
-            if validation:
-                await validation.measure_baseline()
-                sink.log(0, await validation.measure(0))
-            for step in range(1, config.train.steps + 1):
-                clock = Clock()
-                with clock("rollout"):
-                    groups = await collect_step(collect, stream, config.train, losses, step)
-                used = [group for group in groups if group.has_signal or not config.train.refills]
-                metrics = await update(actors, learners, config, used, step, clock)
-                if alarm := mismatch_alarm(metrics, config.policy):
-                    console.print(f"step {step}: {alarm}", soft_wrap=True)
-                with clock("checkpoint"):
-                    write_trajectories(run_dir, step, groups)
-                    if step % config.train.checkpoint_every == 0 or step == config.train.steps:
-                        await checkpoint(learners, run_dir, step)
-                if validation and (step % config.train.validate_every == 0 or step == config.train.steps):
-                    with clock("validation"):
-                        metrics |= await validation.measure(step)
-                decodes = {"cache/decodes": float(sum(await actors.embedders.broadcast(EmbedderActor.decodes)))}
-                left_out = {"rollout/left_out": float(losses.questions)}
-                sink.log(step, rollout_metrics(groups) | left_out | metrics | decodes | clock.metrics())
-            if validation:
-                await validation.measure_budgets()
-                summary = validation.summarise(config.train.steps, time.perf_counter() - start)
-                console.print(
-                    "validation accuracy {accuracy/before:.2f} before, {accuracy/after:.2f} after; "
-                    "{accuracy/uniform:.2f} with uniform frames and the MLLM as it was".format_map(summary)
-                )
 
-        try:  # a task, so that the frames it shows never pass through this process
-            await ray.remote(num_cpus=0)(report_run).remote(run_dir, config.data, config.frames)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
+async def conclude(validation: Validation, state: RunState, console: Console) -> None:
+    """The run's summary, in its folder and in a line of the console."""
+    await validation.measure_budgets()
+    summary = validation.summarise(state.step, state.seconds)
+    console.print(
+        "validation accuracy {accuracy/before:.2f} before, {accuracy/after:.2f} after; "
+        "{accuracy/uniform:.2f} with uniform frames and the MLLM as it was".format_map(summary)
+    )
+
+
+async def show(run_dir: Path, config: Config) -> None:
+    """Make the report, in a task, so that the frames it shows never pass through this process."""
+    try:
+        await ray.remote(num_cpus=0)(report_run).remote(run_dir, config.data, config.frames)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+
+
+def stream_of(questions: Sequence[Question], able: Sequence[Question], seed: int, ledger: Ledger) -> QuestionStream:
+    """The stream of all `questions`, of which only those `able` to be asked come; so no place in it depends on the others."""
+    by_id = {question.id: question for question in able}
+    stream = QuestionStream([by_id.get(question.id, question) for question in questions], seed, ledger)
+    stream.leave_out(question for question in questions if question.id not in by_id)
+    return stream
 
 
 async def collect_step(
@@ -122,18 +209,19 @@ async def collect_step(
         while questions := stream.take(missing, [group.question for group in groups]):
             found, left_out = await collect(questions, config.group_size, config.draws, step)
             groups += found
-            losses.add(left_out)
+            losses.add(left_out, step)
             stream.leave_out(loss.question for loss in left_out)
             missing = len(left_out)
+    stream.settle(group.question for group in groups)
     if not groups:
         raise UserError("no question is left: none can be asked; left_out.jsonl in the run's folder has the reasons")
     return groups
 
 
 async def update(
-    actors: Fleet, learners: Learners, config: Config, groups: Sequence[Group], step: int, clock: Clock
+    learners: Learners, config: Config, groups: Sequence[Group], step: int, clock: Clock
 ) -> dict[str, float]:
-    """Both learners at once, then every new version to whoever acts with it. Returns the learners' metrics."""
+    """One step of both learners at once; their metrics."""
     batches = policy_batch(groups, config.policy), sampler_batch(groups, config.sampler)
 
     async def learn(learner: LearnerGroup | None, batch: Sequence[Any]) -> dict[str, float]:
@@ -143,34 +231,7 @@ async def update(
             return await learner.update(batch, step) if batch else learner.idle(step)
 
     parts = await asyncio.gather(learn(learners.policy, batches[0]), learn(learners.sampler, batches[1]))
-    with clock("publish"):
-        pulls: list[tuple[LearnerGroup | None, Pull]] = [
-            (learners.policy, lambda version: actors.rollouts.broadcast(RolloutActor.pull, version)),
-            (learners.sampler, lambda version: actors.selectors.broadcast(SelectorActor.pull, version)),
-        ]
-        await asyncio.gather(
-            *[
-                publish(learner, actors.store, pull)
-                for learner, pull in pulls
-                if learner is not None and learner.is_ahead
-            ]
-        )
     return parts[0] | parts[1]
-
-
-async def publish(learner: LearnerGroup, store: ActorHandle, pull: Pull) -> None:
-    """The learner's weights to the store, and from there to every reader by `pull`."""
-    await learner.publish(store)
-    await pull(learner.version)
-
-
-async def checkpoint(learners: Learners, run_dir: Path, step: int) -> None:
-    """Both networks, in their public formats, in a folder that appears only whole."""
-    with checkpoint_folder(run_dir, step) as partial:
-        for learner in learners.present:
-            await learner.call(LearnerRank.save, str(partial / learner.network))
-        versions = {learner.network: learner.version for learner in learners.present}
-        (partial / "state.json").write_text(json.dumps({"step": step, "versions": versions}))
 
 
 class Clock:

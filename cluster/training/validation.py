@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,26 +37,29 @@ class Validation:
         questions: Sequence[Question],
         run_dir: Path,
         losses: Losses,
+        accuracies: Mapping[str, float],
     ) -> None:
+        """`accuracies`: what was measured before, of a run that goes on."""
         self._config, self._viewing, self._questions = config, viewing, questions
         self._run_dir, self._losses = run_dir, losses
         self._collector = Collector(viewing, config.frames.budget, config.rewards, seed=None)
-        self._accuracy: dict[str, float] = {}
+        self.accuracies = dict(accuracies)
+        """So far: `before` and `after` training, with `uniform` frames, at another budget (`after/<K>`)."""
 
     async def measure_baseline(self) -> None:
         """Accuracy of the MLLM alone, for the summary: K frames evenly spread, no queries, no selector."""
-        self._accuracy["uniform"] = await self._accuracy_of(self._viewing.turns.answer_uniformly)
+        self.accuracies["uniform"] = await self._accuracy_of(self._viewing.turns.answer_uniformly, 0)
 
     async def measure(self, step: int) -> dict[str, float]:
         """`validation/…` of the networks as they are after `step`, 0 before training; their trajectories are written to the
         run's folder."""
         groups, left_out = await self._collector.collect(self._questions, 1, 1, step)
-        self._losses.add(left_out)
+        self._losses.add(left_out, step)
         write_trajectories(self._run_dir, step, groups, file=VALIDATION)
         metrics = describe(groups, len(self._questions))
-        self._accuracy["after"] = metrics["validation/accuracy"]
+        self.accuracies["after"] = metrics["validation/accuracy"]
         if step == 0:
-            self._accuracy["before"] = self._accuracy["after"]
+            self.accuracies["before"] = self.accuracies["after"]
         return metrics
 
     async def measure_budgets(self) -> None:
@@ -66,16 +69,16 @@ class Validation:
             async def answer(question: Question, budget: int = budget) -> Answer:
                 return (await self._viewing.view(question, budget)).answer
 
-            self._accuracy[f"after/{budget}"] = await self._accuracy_of(answer)
+            self.accuracies[f"after/{budget}"] = await self._accuracy_of(answer, self._config.train.steps)
 
-    async def _accuracy_of(self, answer: Callable[[Question], Awaitable[Answer]]) -> float:
+    async def _accuracy_of(self, answer: Callable[[Question], Awaitable[Answer]], step: int) -> float:
         """Share of the questions that `answer` answers right."""
 
         async def is_right(question: Question) -> bool:
             try:
                 return (await answer(question)).letter == label(question)
             except QuestionError as error:
-                self._losses.add([LeftOut(question, str(error))])
+                self._losses.add([LeftOut(question, str(error))], step)
                 return False
 
         return float(np.mean(await asyncio.gather(*map(is_right, self._questions))))
@@ -84,7 +87,7 @@ class Validation:
         """Write `summary.json`: accuracies before and after training, with uniform frames, and (`accuracy/after/<K>`) at
         other budgets; steps, minutes.
         """
-        accuracy = {f"accuracy/{when}": value for when, value in sorted(self._accuracy.items())}
+        accuracy = {f"accuracy/{when}": value for when, value in sorted(self.accuracies.items())}
         summary = accuracy | {"questions": len(self._questions), "steps": steps, "minutes": round(seconds / 60, 2)}
         with writing(self._run_dir / SUMMARY):
             (self._run_dir / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")

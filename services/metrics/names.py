@@ -134,7 +134,7 @@ METRICS = (
     Metric("timing/policy_update", "policy update time", "s", chart="Step time", curve="policy"),
     Metric("timing/sampler_update", "sampler update time", "s", chart="Step time", curve="sampler"),
     Metric("timing/publish", "weight publication time", "s", chart="Step time", curve="publish"),
-    Metric("timing/checkpoint", "time to write trajectories and checkpoint", "s"),
+    Metric("timing/checkpoint_hold", "time that training stood still for a checkpoint", "s"),
     Metric("timing/validation", "validation time", "s"),
     Metric("policy/zero_gradients/<part>", "policy <part>: weights without gradient", "share", table=True),
     Metric("sampler/zero_gradients/<part>", "sampler <part>: weights without gradient", "share", table=True),

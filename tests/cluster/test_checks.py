@@ -6,7 +6,7 @@ import asyncio
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from cluster.checks import check_inputs
 from cluster.cli import TOY
 from cluster.config import Config, TrainConfig, load_config
 from cluster.questions.left_out import Losses, settle_subtitles
-from cluster.questions.stream import QuestionStream, load_questions
+from cluster.questions.stream import Ledger, QuestionStream, load_questions
 from cluster.resolve import resolve
 from cluster.toyworld import MODELS
 from cluster.training.train import collect_step
@@ -214,6 +214,41 @@ def test_questions_already_taken_are_passed_over_and_come_later() -> None:
     assert {*names(first), fourth.id} == set("abcd")
     assert stream.take(1, [*first, fourth]) == []
     assert set(names(stream.take(4))) == set("abcd")
+
+
+def learn(stream: QuestionStream, steps: range) -> list[str]:
+    """The questions of these steps, three each; in step 5 one turns out that cannot be asked."""
+    batches = []
+    for step in steps:
+        batch = stream.take(3)
+        if step == 5:
+            stream.leave_out(batch[:1])
+        stream.settle(batch[1:] if step == 5 else batch)
+        batches.append(names(batch))
+    return batches
+
+
+@pytest.mark.parametrize("killed_at", range(0, 20, 3))
+def test_a_stream_goes_on_from_its_ledger_without_losing_or_repeating_a_question(killed_at: int) -> None:
+    questions = [question(name) for name in "abcdefg"]
+    undisturbed = learn(QuestionStream(questions, seed=0), range(20))
+    stream = QuestionStream(questions, seed=0)
+    before = learn(stream, range(killed_at))
+    ledger = stream.ledger()
+    stream.take(3)
+    assert stream.ledger() == ledger, "what is in flight is not settled"
+    saved = json.loads(json.dumps(asdict(ledger)))
+    after = learn(QuestionStream(questions, 0, Ledger(**saved)), range(killed_at, 20))
+    assert before + after == undisturbed
+
+
+def test_a_question_that_is_slow_holds_the_frontier_and_no_other_question() -> None:
+    stream = QuestionStream([question(name) for name in "abcdefg"], seed=0)
+    slow, *quick = stream.take(7)
+    stream.settle(quick)
+    assert stream.ledger() == Ledger(0, (1, 2, 3, 4, 5, 6))
+    stream.settle([slow])
+    assert stream.ledger() == Ledger(7)
 
 
 def test_fewer_questions_than_a_batch() -> None:

@@ -32,7 +32,7 @@ def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatc
 
 def test_two_runs_never_write_into_one_folder(tmp_path: Path) -> None:
     with run_folder(tmp_path / "run", "toy") as folder:
-        jsonl.append(folder / "left_out.jsonl", [{"question_id": "a"}])
+        jsonl.append(folder / "left_out.jsonl", [{"step": 0, "question_id": "a"}])
         with pytest.raises(UserError, match="run: another run writes there now"), run_folder(tmp_path / "run", "toy"):
             pass
         assert len(list(jsonl.read(folder / "left_out.jsonl"))) == 1
@@ -58,7 +58,7 @@ def test_a_failed_start_leaves_no_rows_to_the_next(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="the cause"), run_folder(tmp_path, "toy") as folder:
             assert not (folder / "left_out.jsonl").exists()
             (folder / "config.yaml").write_text("train: {}\n")
-            jsonl.append(folder / "left_out.jsonl", [{"question_id": "a"}])
+            jsonl.append(folder / "left_out.jsonl", [{"step": 0, "question_id": "a"}])
             jsonl.append(folder / "metrics.jsonl", [{"step": 0}])
             raise RuntimeError("the cause")
 
@@ -73,7 +73,10 @@ def test_a_run_is_never_written_over(left: str, tmp_path: Path) -> None:
         else:
             with checkpoint_folder(folder, 1):
                 pass
-    with pytest.raises(UserError, match="holds a run already; name another folder"), run_folder(tmp_path, "toy"):
+    with (
+        pytest.raises(UserError, match="holds a run already; go on with it by --resume, name another folder"),
+        run_folder(tmp_path, "toy"),
+    ):
         pass
 
 

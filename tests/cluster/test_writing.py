@@ -46,7 +46,7 @@ def make_world(folder: Path) -> None:
 
 
 def summarise(folder: Path) -> None:
-    Validation(load_config(TOY), {}, [], folder, Losses(folder, Console(quiet=True))).summarise(3, 60.0)
+    Validation(load_config(TOY), {}, [], folder, Losses(folder, Console(quiet=True)), {}).summarise(3, 60.0)
 
 
 def begin(folder: Path) -> None:

@@ -152,16 +152,17 @@ async def tell(toy: Config, tmp_path: Path) -> Story:
         await engine.pull(12)
         broken = [await refusal(engine.ask(seed)) for seed in (7, None)]
 
-    await learner.call(PolicyLearner.save, str(tmp_path / "saved"))
+    await learner.snapshot()
+    await learner.write(str(tmp_path))
     rollout = config.rollout.model_copy(update={"tensor_parallel": 2, "num_cpus": 0.5})
-    saved = policy.model_copy(update={"model": str(tmp_path / "saved")})
+    saved = policy.model_copy(update={"model": str(tmp_path / "policy")})
     two = config.model_copy(update={"policy": saved, "rollout": rollout})
     async with Engine(two, question, visual) as engine:
         two_workers = [await engine.ask(), await follow(engine)]
         two_by_learner = await log_probs(two_workers[1])
     return Story(
         config, set(whole), turns, by_learner, incomplete, healed, broken, two_workers, two_by_learner,
-        tmp_path / "saved",
+        tmp_path / "policy",
     )  # fmt: skip
 
 

@@ -93,11 +93,12 @@ def test_in_bfloat16_adapters_add_nothing_to_what_learner_and_engine_differ_by(
         for step in range(1, 101):
             divergences.append((await learner.update(samples[:1], step))["policy/kl"])
             if step in (1, 10, 100):
-                folder = str(tmp_path / str(step))
-                await learner.call(ComparedPolicy.save, folder)
+                await learner.snapshot()
+                await learner.write(str(tmp_path / str(step)))
+                saved = str(tmp_path / str(step) / "policy")
                 both = [
                     learner.call(ComparedPolicy.log_probs, samples),
-                    learner.call(ComparedPolicy.plain_log_probs, folder, samples),
+                    learner.call(ComparedPolicy.plain_log_probs, saved, samples),
                 ]
                 pairs.append([await log_probs for log_probs in both])
         return divergences, pairs
@@ -108,4 +109,4 @@ def test_in_bfloat16_adapters_add_nothing_to_what_learner_and_engine_differ_by(
     for adapted, plain in pairs:
         for one, other in zip(adapted, plain, strict=True):
             np.testing.assert_array_equal(one, other)
-    assert json.loads((tmp_path / "100" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert json.loads((tmp_path / "100" / "policy" / "config.json").read_text())["dtype"] == "bfloat16"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +13,6 @@ from services.frames import FrameCache
 from services.storage import Storage
 
 TOKENS = 8
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-    from pyarrow.fs import S3FileSystem
-
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
-    before = dict(os.environ)
-    os.environ.update(keys)
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    S3FileSystem(endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-    ).create_dir("caches")  # fmt: skip
-    yield f"s3://caches/team?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def test_what_one_machine_makes_another_fetches_once(bucket: str, tmp_path: Path, video: Path) -> None:

@@ -1,0 +1,121 @@
+"""Trainings that are killed while they run, and what they leave behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors.torch import load_file
+from torch import Tensor
+
+from services import jsonl
+from services.checkpoints import latest_checkpoint
+
+PATIENCE = 900.0
+"""Seconds after which a run that should have come somewhere is taken for hung."""
+Phase = Callable[[Path, psutil.Process], bool]
+"""Whether the run in that folder, whose driver is that process, is in the phase."""
+
+
+def titles(driver: psutil.Process) -> Iterator[str]:
+    """What Ray calls the processes below a driver: `ray::<class>.<method>`."""
+    for process in driver.children(recursive=True):
+        try:
+            yield " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+
+
+def newest(run_dir: Path, file: str) -> int:
+    """The last step that the file has rows of; -1 when it has none."""
+    return max((row["step"] for row in jsonl.read(run_dir / file)), default=-1)
+
+
+def calls(method: str) -> Phase:
+    """Some actor is in that method."""
+    return lambda run_dir, driver: any(f"ray::{method}" in title for title in titles(driver))
+
+
+def validates(run_dir: Path, driver: psutil.Process) -> bool:
+    """The trajectories of a step with a validation are written, and its answers are not."""
+    step = newest(run_dir, "trajectories.jsonl")
+    return step > 0 and step % 2 == 0 and newest(run_dir, "validation.jsonl") < step
+
+
+def writes_checkpoint(run_dir: Path, driver: psutil.Process) -> bool:
+    """A checkpoint is half-written."""
+    return any((run_dir / "checkpoints").glob("*.partial"))
+
+
+class Training:
+    """A training as a process, with all that it starts."""
+
+    def __init__(self, run_dir: Path, *arguments: str) -> None:
+        self.run_dir = run_dir
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a suite in the background ignores
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli", "train", f"--run_dir={run_dir}", *arguments],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed,
+        )  # fmt: skip
+        self.driver = psutil.Process(self._process.pid)
+        self._started: set[psutil.Process] = set()
+
+    def reach(self, step: int, phase: Phase) -> None:
+        """Wait until step `step` is done and the run is in `phase`."""
+        deadline = time.monotonic() + PATIENCE
+        while not (newest(self.run_dir, "metrics.jsonl") >= step and phase(self.run_dir, self.driver)):
+            assert self._process.poll() is None, self.end()
+            assert time.monotonic() < deadline, "the run came nowhere"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """The driver and everything it started are gone at once, as when the machine is."""
+        for process in [self.driver, *self.driver.children(recursive=True)]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self._process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send the driver a signal."""
+        self._started = {*self.driver.children(recursive=True)}
+        self._process.send_signal(number)
+
+    def left(self) -> list[psutil.Process]:
+        """What the driver had started when it got its signal and that is still there a minute after its end."""
+        return psutil.wait_procs(self._started, timeout=60)[1]
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and console of the run, once it has ended by itself."""
+        console, _ = self._process.communicate(timeout=PATIENCE)
+        return self._process.returncode, console
+
+
+def trajectories(run_dir: Path, file: str) -> list[dict[str, Any]]:
+    """All that was asked, chosen, answered and earned, in an order of its own."""
+    return sorted(jsonl.read(run_dir / file), key=lambda row: (row["step"], row["question_id"], row["index"]))
+
+
+def metrics(run_dir: Path) -> list[dict[str, float]]:
+    """The metrics of every step that a clock does not decide, or a cache."""
+    rows = jsonl.read(run_dir / "metrics.jsonl")
+    return [{name: row[name] for name in row if not name.startswith(("timing/", "cache/"))} for row in rows]
+
+
+def parameters(run_dir: Path) -> dict[str, Tensor]:
+    """Both networks of the last checkpoint, by network and name."""
+    checkpoint = latest_checkpoint(run_dir)
+    assert checkpoint is not None
+    return {
+        f"{network}.{name}": tensor
+        for network in ("policy", "sampler")
+        for name, tensor in load_file(checkpoint / network / "model.safetensors").items()
+    }

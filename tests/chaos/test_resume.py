@@ -1,0 +1,115 @@
+"""A run that is killed, or told to stop, and goes on: in the end it is the run that nobody disturbed."""
+
+from __future__ import annotations
+
+import math
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.checkpoints import checkpoints
+from tests.chaos.runs import (
+    Phase,
+    Training,
+    calls,
+    metrics,
+    parameters,
+    trajectories,
+    validates,
+    writes_checkpoint,
+)
+
+STEPS = ["--train.steps=4", "--train.validate_every=2", "--train.checkpoint_every=2", "--train.keep_last=4"]
+PHASES: dict[str, tuple[int, Phase]] = {
+    "before the first checkpoint": (1, calls("SamplerLearner.update")),
+    "rollout": (2, lambda run_dir, driver: True),
+    "policy update": (2, calls("PolicyLearner.update")),
+    "sampler update": (2, calls("SamplerLearner.update")),
+    "publication": (2, calls("PolicyLearner.publish")),
+    "validation": (3, validates),
+    "checkpoint": (3, writes_checkpoint),
+}
+"""The step that is done, and what the run does then, when it is killed."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody disturbed."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, console = Training(run_dir, *toy_overrides, *STEPS).end()
+    assert code == 0, console
+    return run_dir
+
+
+def assert_same(run_dir: Path, undisturbed: Path) -> None:
+    """The same questions, choices, answers, rewards, metrics and networks, none twice and none missing."""
+    for file in ("trajectories.jsonl", "validation.jsonl"):
+        mine, theirs = trajectories(run_dir, file), trajectories(undisturbed, file)
+        assert [(row["step"], row["question_id"], row["index"]) for row in mine] == [
+            (row["step"], row["question_id"], row["index"]) for row in theirs
+        ]
+        for row, other in zip(mine, theirs, strict=True):
+            assert row.pop("reward") == pytest.approx(other.pop("reward"), abs=1e-6)
+            np.testing.assert_allclose(row.pop("similarity") or 0, other.pop("similarity") or 0, atol=2e-4)
+            assert row == other
+    for row, other in zip(metrics(run_dir), metrics(undisturbed), strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-5), row["step"]
+    networks = parameters(run_dir)
+    for name, tensor in parameters(undisturbed).items():
+        assert float((networks[name] - tensor).abs().max()) < 1e-6, name
+    assert all(not math.isnan(float(tensor.sum())) for tensor in networks.values())
+
+
+def test_a_run_that_was_told_to_stop_and_then_killed_goes_on_as_if_nothing_had_happened(
+    undisturbed: Path, toy_overrides: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    stopped = Training(run_dir, *toy_overrides, *STEPS)
+    stopped.reach(*PHASES["before the first checkpoint"])
+    stopped.send(signal.SIGTERM)
+    code, console = stopped.end()
+    assert code == 143, console
+    (step,) = checkpoints(run_dir)
+    assert f"msjoe: terminated after step {step}, which is saved" in console
+    assert not stopped.left(), "no process is left"
+
+    killed = Training(run_dir, *toy_overrides, *STEPS, "--resume")
+    killed.reach(*PHASES["policy update"])
+    killed.kill()
+    code, console = Training(run_dir, *toy_overrides, *STEPS, "--resume").end()
+    assert code == 0, console
+    assert "going on after step 2, from" in console
+    assert_same(run_dir, undisturbed)
+
+
+@pytest.mark.chaos
+def test_a_run_that_is_killed_in_every_phase(undisturbed: Path, toy_overrides: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    for step, phase in PHASES.values():
+        running = Training(run_dir, *toy_overrides, *STEPS, "--resume")
+        running.reach(step, phase)
+        running.kill()
+    code, console = Training(run_dir, *toy_overrides, *STEPS, "--resume").end()
+    assert code == 0, console
+    assert_same(run_dir, undisturbed)
+
+
+@pytest.mark.chaos
+def test_a_run_goes_on_with_other_ranks_and_another_stage(
+    undisturbed: Path, toy_overrides: list[str], tmp_path: Path
+) -> None:
+    run_dir, two = tmp_path / "run", ["--policy.world_size=2", "--policy.zero_stage=3", "--policy.num_cpus=0.5"]
+    running = Training(run_dir, *toy_overrides, *STEPS)
+    running.reach(2, calls("PolicyLearner.update"))
+    running.kill()
+    code, console = Training(run_dir, *toy_overrides, *STEPS, "--resume", *two).end()
+    assert code == 0, console
+    assert "changed: policy.zero_stage: 0 before, 3 now" in console
+    ids = [(row["step"], row["question_id"]) for row in trajectories(run_dir, "trajectories.jsonl")]
+    assert ids == [(row["step"], row["question_id"]) for row in trajectories(undisturbed, "trajectories.jsonl")]
+    networks = parameters(run_dir)
+    for name, tensor in parameters(undisturbed).items():
+        torch.testing.assert_close(networks[name], tensor, atol=1e-4, rtol=0, msg=name)
