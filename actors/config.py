@@ -31,6 +31,15 @@ class ActorConfig(Section):
     """Seconds that one call may take."""
     start_deadline: float = Field(default=600.0, gt=0)
     """Seconds that an actor may take to load its model."""
+    silent_after: float = Field(default=12.0, ge=2)
+    """Seconds without an answer to a probe after which an actor is taken for dead: its process is ended and replaced. Probes
+    run beside its work and are answered in milliseconds; a machine with far too much to do may need more patience."""
+    hang_after: float = Field(default=120.0, ge=2)
+    """Seconds in which an engine that has work may end no step and no update of its weights; then it is taken for hung, ended
+    and replaced. It must be longer than any of these takes. Of other actors only a call past its `deadline` tells."""
+    restarts: int = Field(default=3, ge=0)
+    """How often an actor is replaced without that one of its replacements finishes a call. The second time in a row comes 1 s
+    after the death, each further one after twice as long. A run ends when a pool has no actor left."""
 
     @property
     def device(self) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from actors.config import EmbedderConfig
+from actors.supervised import Pooled
 from services.config import DataConfig, FramesConfig
 from services.embeddings import FeatureCache, remember_key, similarity
 from services.frames import FrameCache
@@ -21,7 +22,7 @@ TEXT_CACHE = 65536
 """Text embeddings kept in memory."""
 
 
-class EmbedderActor:
+class EmbedderActor(Pooled):
     """One CLIP behind two calls: `decode_and_embed` and `similarity`."""
 
     def __init__(self, model: str, config: EmbedderConfig, data: DataConfig, frames: FramesConfig) -> None:

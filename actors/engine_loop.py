@@ -49,6 +49,8 @@ class EngineLoop:
         self._inbox: queue.SimpleQueue[Request | Call] = queue.SimpleQueue()
         self._running: dict[str, Future] = {}
         self._next_id = 0
+        self.rounds = 0
+        """Steps, and rounds without one, that are behind it. It stands still when the engine hangs, or has nothing to do."""
         self._step_failed = False
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
@@ -80,6 +82,7 @@ class EngineLoop:
             elif waiting is not None:
                 waiting.run()
                 waiting = None
+            self.rounds += 1
 
     def _add(self, request: Request) -> None:
         request_id = str(self._next_id)

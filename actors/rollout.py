@@ -20,6 +20,7 @@ from ray.actor import ActorHandle
 
 from actors.config import RolloutConfig
 from actors.engine_loop import EngineLoop
+from actors.supervised import Pooled, beside_work
 from services.chat import Chat, Message
 from services.config import DataConfig, FramesConfig
 from services.errors import QuestionError, TrainingError, UserError
@@ -49,7 +50,7 @@ def engine_env(config: RolloutConfig) -> dict[str, str]:
     }
 
 
-class RolloutActor:
+class RolloutActor(Pooled):
     """One engine behind an async interface; many calls in flight share its batch. Its arguments are those of `_start`."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -116,6 +117,11 @@ class RolloutActor:
         """Start the engine, with the newest weights if there are any; the version it holds."""
         await asyncio.to_thread(self._start, *self._arguments)  # vLLM runs event loops of its own
         return self.version
+
+    @beside_work
+    def progress(self) -> int:
+        """Rounds of the engine's loop."""
+        return self._loop.rounds
 
     async def check(self, messages: list[Message], visual: VisualInput | None) -> int:
         """Tokens of the prompt. Raises QuestionError when they leave no room for a reply within `max_model_len`."""

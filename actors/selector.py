@@ -12,6 +12,7 @@ import torch
 from ray.actor import ActorHandle
 
 from actors.config import SelectorConfig
+from actors.supervised import Pooled
 from learners.config import SamplerConfig
 from learners.plackett_luce import entropy, log_prob, sample
 from services.schema import Selection
@@ -21,7 +22,7 @@ from services.selection.uniform import uniform_frames
 from services.weights import SAMPLER, read_version
 
 
-class SelectorActor:
+class SelectorActor(Pooled):
     """The sampler network behind `select`; takes new weights from the store."""
 
     def __init__(self, config: SelectorConfig, sampler: SamplerConfig, seed: int, store: ActorHandle) -> None:

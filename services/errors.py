@@ -23,6 +23,14 @@ class TrainingError(Exception):
     """The run cannot go on: a NaN, a dead actor, a call past its deadline. Exit code 1."""
 
 
+class ActorLost(TrainingError):
+    """An actor that died, or was given up because it is silent or hangs. What it was asked may be asked of another one."""
+
+
+class Overdue(TrainingError):
+    """A call that was not done within its deadline."""
+
+
 class Stopped(Exception):
     """The run was told to stop, and did so after a whole step; the message says how to go on. Exit code 128 + `signal`."""
 

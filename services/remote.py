@@ -4,8 +4,8 @@ Pools and groups (`actors/pool.py`, `learners/group.py`) let a type checker comp
 
 Invariants: a call ends in its result, in an error that was meant for a person as it was raised (`UserError`, `VideoError`,
 `TrainingError`, an OSError that names its file), in a TrainingError that names the actor, the call, the cause and the
-actor's log, or, for a fault of ours, in the remote traceback with these as a note. The actor is told of a call that nobody
-waits for any more.
+actor's log (`ActorLost` when the actor died, `Overdue` past the deadline), or, for a fault of ours, in the remote traceback
+with these as a note. The actor is told of a call that nobody waits for any more.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from services.errors import TrainingError, UserError, VideoError
+from services.errors import ActorLost, Overdue, TrainingError, UserError, VideoError
 
 FOR_A_PERSON = (UserError, VideoError, TrainingError)
 CIRCUMSTANCES = (TimeoutError, ConnectionError, MemoryError, torch.OutOfMemoryError, ray.exceptions.RayError)
@@ -67,18 +67,23 @@ async def _result(actor: ActorHandle, where: str, reference: Any, deadline: floa
         error.add_note(f"{where}; {log_of(actor)}")
         raise
     except ray.exceptions.RayActorError as error:
-        raise TrainingError(f"{where}: the actor died: {error}; {log_of(actor)}") from None
+        raise ActorLost(f"{where}: the actor died: {said(error)}; {log_of(actor)}") from None
     except ray.exceptions.RayError as error:
         raise TrainingError(f"{where}: {type(error).__name__}: {error}; {log_of(actor)}") from None
     except TimeoutError:
         _abandon(reference)
-        raise TrainingError(f"{where} was not done within {deadline:g} s; {log_of(actor)}") from None
+        raise Overdue(f"{where} was not done within {deadline:g} s; {log_of(actor)}") from None
 
 
 def _abandon(reference: Any) -> None:
     """Tell the actor that nobody waits for the call any more, unless the cluster itself has been stopped."""
     if ray.is_initialized():
         ray.cancel(reference)
+
+
+def said(error: ray.exceptions.RayActorError) -> str:
+    """What Ray says about the end of an actor, without what it supposes."""
+    return str(error).rpartition("\n")[2].partition(" Some common causes")[0]
 
 
 def raised(error: BaseException) -> BaseException:

@@ -15,7 +15,6 @@ is lost for good.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -57,6 +56,11 @@ class Life:
     """Deaths in a row at this place without a finished call between them."""
     restart_at: float = math.inf
     """The time from which on the actor may be restarted; infinite when it is alive or lost."""
+
+    @property
+    def will_restart(self) -> bool:
+        """The actor is dead, and another one is to take its place."""
+        return self.state == State.DEAD and not math.isinf(self.restart_at)
 
 
 class Supervisor:
@@ -113,10 +117,6 @@ class Supervisor:
         restart_at = now + wait if deaths <= self._restarts else math.inf
         self.lives[place] = Life(State.DEAD, deaths=deaths, restart_at=restart_at)
 
-    def due(self, now: float) -> Iterator[int]:
-        """The places whose actor is to be restarted now."""
-        return (place for place, life in enumerate(self.lives) if life.state == State.DEAD and life.restart_at <= now)
-
     def restarted(self, place: int) -> None:
         """A new actor is being made for the place."""
         self.lives[place] = Life(State.RESTARTING, deaths=self.lives[place].deaths)
@@ -128,7 +128,7 @@ class Supervisor:
     @property
     def is_lost(self) -> bool:
         """No actor is alive and none will be restarted."""
-        return all(life.state == State.DEAD and math.isinf(life.restart_at) for life in self.lives)
+        return all(life.state == State.DEAD and not life.will_restart for life in self.lives)
 
     def _settle(self, life: Life) -> None:
         """An actor that is alive and answers is healthy or behind, by what it reported."""

@@ -55,6 +55,16 @@ class Fleet:
     pools: Mapping[Part, Pool]
     store: ActorHandle
 
+    def close(self) -> None:
+        """Lost actors are noticed, and replaced, no longer."""
+        for pool in self.pools.values():
+            pool.close()
+
+    def supervision(self) -> dict[str, float]:
+        """Metrics of what all pools have lost so far."""
+        losses = [pool.supervision() for pool in self.pools.values()]
+        return {f"supervision/{name}": sum(loss[name] for loss in losses) for name in losses[0]}
+
     @property
     def rollouts(self) -> Pool[RolloutActor]:
         return self.pools["rollouts"]
@@ -80,9 +90,12 @@ class Fleet:
 async def fleet(config: Config, report: Report, parts: Collection[Part]) -> AsyncIterator[Fleet]:
     """Start the pools of `parts`, with the networks as they were loaded, and stop them at the end."""
     async with room(config, report, parts) as placement:
-        actors = await start(config, placement)
-        await check_cache(config, actors)
-        yield actors
+        actors = await start(config, placement, report)
+        try:
+            await check_cache(config, actors)
+            yield actors
+        finally:
+            actors.close()
 
 
 @asynccontextmanager
@@ -96,14 +109,15 @@ async def room(config: Config, report: Report, parts: Collection[Part] | None = 
         ray.shutdown()
 
 
-async def start(config: Config, placement: Placement) -> Fleet:
-    """Every pool that the placement has room for, all at once; returns when all are ready."""
+async def start(config: Config, placement: Placement, report: Report) -> Fleet:
+    """Every pool that the placement has room for, all at once; returns when all are ready. `report` is told of each actor that
+    is lost, or is back."""
     # Beside the rank that writes to it: a version crosses the network only on its way to an engine.
     writers = placement.of("policy") or placement.of("sampler")
     name = f"weights-{uuid.uuid4().hex[:8]}"
     store = Store(create_store(name, writers[0] if writers else None), name)
     parts = [part for part, (role, _) in POOLS.items() if placement.of(role)]
-    pools = await asyncio.gather(*[POOLS[part][1](config, placement, store) for part in parts])
+    pools = await asyncio.gather(*[POOLS[part][1](config, placement, store, report) for part in parts])
     return Fleet(dict(zip(parts, pools, strict=True)), store.actor)
 
 
@@ -112,38 +126,41 @@ def environment(threads: int) -> dict[str, str]:
     return COMMON_ENV | {"OMP_NUM_THREADS": str(threads)}
 
 
-async def _rollouts(config: Config, placement: Placement, store: Store) -> Pool[RolloutActor]:
+async def _rollouts(config: Config, placement: Placement, store: Store, report: Report) -> Pool[RolloutActor]:
     return await Pool.start(
         RolloutActor,
         (config.policy.model, config.policy.dtype, config.rollout, config.data, config.frames, *store),
         config.rollout,
         COMMON_ENV | engine_env(config.rollout),
         placement.of("rollout"),
+        report,
         BATCHES * config.rollout.max_num_seqs,
     )
 
 
-async def _embedders(config: Config, placement: Placement, store: Store) -> Pool[EmbedderActor]:
+async def _embedders(config: Config, placement: Placement, store: Store, report: Report) -> Pool[EmbedderActor]:
     return await Pool.start(
         EmbedderActor,
         (config.embedder.model, config.embedder, config.data, config.frames),
         config.embedder,
         environment(config.embedder.threads),
         placement.of("embedder"),
+        report,
     )
 
 
-async def _selectors(config: Config, placement: Placement, store: Store) -> Pool[SelectorActor]:
+async def _selectors(config: Config, placement: Placement, store: Store, report: Report) -> Pool[SelectorActor]:
     return await Pool.start(
         SelectorActor,
         (config.selector, config.sampler, config.train.seed, store.actor),
         config.selector,
         environment(config.selector.threads),
         placement.of("selector"),
+        report,
     )
 
 
-POOLS: dict[Part, tuple[str, Callable[[Config, Placement, Store], Awaitable[Pool]]]] = {
+POOLS: dict[Part, tuple[str, Callable[[Config, Placement, Store, Report], Awaitable[Pool]]]] = {
     "rollouts": ("rollout", _rollouts),
     "embedders": ("embedder", _embedders),
     "selectors": ("selector", _selectors),

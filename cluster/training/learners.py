@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from actors.rollout import RolloutActor
-from actors.selector import SelectorActor
 from cluster.config import Config
 from cluster.training.fleet import Fleet, Report, check_cache, environment, room, start
 from cluster.training.placement import Placement
@@ -46,8 +44,8 @@ async def publish(learners: Learners, actors: Fleet) -> None:
         await pull(learner.version)
 
     pulls: list[tuple[LearnerGroup | None, Callable[[int], Awaitable[Any]]]] = [
-        (learners.policy, lambda version: actors.rollouts.broadcast(RolloutActor.pull, version)),
-        (learners.sampler, lambda version: actors.selectors.broadcast(SelectorActor.pull, version)),
+        (learners.policy, actors.rollouts.pull),
+        (learners.sampler, actors.selectors.pull),
     ]
     await asyncio.gather(*[one(learner, pull) for learner, pull in pulls if learner is not None and learner.is_ahead])
 
@@ -57,9 +55,12 @@ async def training_fleet(config: Config, report: Report) -> AsyncIterator[tuple[
     """Start everything, and stop it at the end."""
     async with room(config, report) as placement:
         report("starting actors")
-        actors, learners = await asyncio.gather(start(config, placement), start_learners(config, placement))
-        await check_cache(config, actors, *([learners.policy.run] if learners.policy else []))
-        yield actors, learners
+        actors, learners = await asyncio.gather(start(config, placement, report), start_learners(config, placement))
+        try:
+            await check_cache(config, actors, *([learners.policy.run] if learners.policy else []))
+            yield actors, learners
+        finally:
+            actors.close()
 
 
 async def start_learners(config: Config, placement: Placement) -> Learners:

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class Run:
         write_trajectories(self.run_dir, step, groups)
         decodes = sum(await self.actors.embedders.broadcast(EmbedderActor.decodes))
         counts = {"cache/decodes": float(decodes), "rollout/left_out": float(self.losses.questions)}
-        return rollout_metrics(groups) | metrics | counts
+        return rollout_metrics(groups) | metrics | counts | self.actors.supervision()
 
 
 async def train(
@@ -131,7 +132,8 @@ async def train(
     resolved = config.model_dump(mode="json")
     with writing(run_dir / CONFIG):
         (run_dir / CONFIG).write_text(yaml.safe_dump(resolved, sort_keys=False))
-    async with training_fleet(config, console.print) as (actors, learners):
+    report = partial(console.print, soft_wrap=True, markup=False)
+    async with training_fleet(config, report) as (actors, learners):
         with Progress(*PREPARING, console=console) as bar:
             deadline = config.data.decode_deadline + config.embedder.deadline
             videos, unreadable = await fill_caches(actors.embedders, [*questions, *held_out], deadline, bar.track)

@@ -17,6 +17,7 @@ from actors.embedder import EmbedderActor
 from actors.pool import Pool
 from actors.rollout import RolloutActor
 from actors.selector import SelectorActor
+from actors.supervised import Pooled
 from learners import group
 from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
 from learners.group import LearnerGroup
@@ -27,23 +28,17 @@ from services.errors import TrainingError, UserError, VideoError
 from services.shared import probe, seen_by
 
 
-class EchoActor:
+class EchoActor(Pooled):
     """Answers, waits, fails or dies on demand."""
 
     def ready(self) -> None:
         """Answers."""
-
-    def pid(self) -> int:
-        return os.getpid()
 
     def hang(self) -> None:
         signal.pause()
 
     def refuse(self) -> None:
         raise VideoError("v.mp4: is empty")
-
-    def die(self) -> None:
-        os._exit(1)
 
     def wait_in_vain(self) -> None:
         raise TimeoutError("the store was silent")
@@ -55,7 +50,7 @@ class EchoActor:
         raise KeyError("ours")
 
 
-class UnreadyActor:
+class UnreadyActor(Pooled):
     """Finds in its model what the user can mend."""
 
     def ready(self) -> None:
@@ -74,7 +69,7 @@ class Rank:
         raise RuntimeError("Connection reset by peer")
 
 
-class CrowdActor:
+class CrowdActor(Pooled):
     """Keeps every caller until `size` have come."""
 
     def __init__(self) -> None:
@@ -96,13 +91,13 @@ class CrowdActor:
 
 async def pool(replicas: int, deadline: float = 60.0) -> Pool:
     config = ActorConfig(num_cpus=0.1, deadline=deadline)
-    return await Pool.start(EchoActor, (), config, {}, ["DEFAULT"] * replicas)
+    return await Pool.start(EchoActor, (), config, {}, ["DEFAULT"] * replicas, print)
 
 
 def test_calls_go_to_the_least_loaded(ray_cluster: None) -> None:
     async def story() -> None:
         config = ActorConfig(num_cpus=0.1, deadline=60.0)
-        crowds = await Pool.start(CrowdActor, (), config, {}, ["DEFAULT"] * 2, at_once=2)
+        crowds = await Pool.start(CrowdActor, (), config, {}, ["DEFAULT"] * 2, print, at_once=2)
         assert crowds.name == "crowd"
         await asyncio.gather(*[crowds.call(CrowdActor.join, 2) for _ in range(4)])
         assert await crowds.broadcast(CrowdActor.most) == [2, 2]
@@ -119,15 +114,11 @@ def test_an_error_of_ours_comes_as_it_is(ray_cluster: None) -> None:
     asyncio.run(story())
 
 
-def test_a_deadline_and_a_death_are_named(ray_cluster: None) -> None:
+def test_a_deadline_is_named(ray_cluster: None) -> None:
     async def story() -> None:
         echoes = await pool(1, deadline=0.5)
         with pytest.raises(TrainingError, match="echo actor 0: hang was not done within 0.5 s"):
             await echoes.call(EchoActor.hang)
-        ray.kill(echoes.actors[0])
-        dying = await pool(1)
-        with pytest.raises(TrainingError, match="echo actor 0: die: the actor died"):
-            await dying.call(EchoActor.die)
 
     asyncio.run(story())
 
@@ -135,7 +126,7 @@ def test_a_deadline_and_a_death_are_named(ray_cluster: None) -> None:
 def test_errors_that_are_not_ours_come_as_what_they_are(ray_cluster: None) -> None:
     async def story() -> None:
         with pytest.raises(UserError, match=r"^embedder.model: no weights$"):
-            await Pool.start(UnreadyActor, (), ActorConfig(num_cpus=0.1), {}, ["DEFAULT"])
+            await Pool.start(UnreadyActor, (), ActorConfig(num_cpus=0.1), {}, ["DEFAULT"], print)
         echoes = await pool(1)
         with pytest.raises(OSError, match="No space left on device") as full:
             await echoes.call(EchoActor.fill_the_disk)
@@ -154,7 +145,7 @@ def test_errors_that_are_not_ours_come_as_what_they_are(ray_cluster: None) -> No
 def test_no_actor_gets_more_calls_than_it_works_on_whoever_asks(ray_cluster: None) -> None:
     async def story() -> None:
         config = ActorConfig(num_cpus=0.1, deadline=60.0)
-        crowd = await Pool.start(CrowdActor, (), config, {}, ["DEFAULT"], at_once=3)
+        crowd = await Pool.start(CrowdActor, (), config, {}, ["DEFAULT"], print, at_once=3)
         await asyncio.gather(*[crowd.call(CrowdActor.join, 3) for _ in range(10)])
         assert await crowd.broadcast(CrowdActor.most) == [3]
 
@@ -205,7 +196,7 @@ def test_constructors_load_nothing(tmp_path: Path) -> None:
 
 def test_waiting_for_an_actor_is_not_on_the_deadline(ray_cluster: None) -> None:
     async def story() -> None:
-        crowd = await Pool.start(CrowdActor, (), ActorConfig(num_cpus=0.1, deadline=60.0), {}, ["DEFAULT"])
+        crowd = await Pool.start(CrowdActor, (), ActorConfig(num_cpus=0.1, deadline=60.0), {}, ["DEFAULT"], print)
         first = asyncio.create_task(crowd.call(CrowdActor.join, 2))
         second = asyncio.create_task(crowd.within(5.0).call(CrowdActor.most))
         await asyncio.sleep(6.0)

@@ -105,9 +105,11 @@ def trajectories(run_dir: Path, file: str) -> list[dict[str, Any]]:
 
 
 def metrics(run_dir: Path) -> list[dict[str, float]]:
-    """The metrics of every step that a clock does not decide, or a cache."""
+    """The metrics of every step that a clock does not decide, a cache, or what was lost on the way."""
     rows = jsonl.read(run_dir / "metrics.jsonl")
-    return [{name: row[name] for name in row if not name.startswith(("timing/", "cache/"))} for row in rows]
+    return [
+        {name: row[name] for name in row if not name.startswith(("timing/", "cache/", "supervision/"))} for row in rows
+    ]
 
 
 def parameters(run_dir: Path) -> dict[str, Tensor]:

@@ -82,18 +82,19 @@ class Engine:
 
     async def __aenter__(self) -> Engine:
         self._placement = await Placement.create(plan(self._config, ["rollouts"]), 120, print)
-        actors = await start(self._config, self._placement)
-        self.store, self._pool = actors.store, actors.rollouts
+        self._actors = await start(self._config, self._placement, print)
+        self.store, self._pool = self._actors.store, self._actors.rollouts
         return self
 
     async def __aexit__(self, *_: Any) -> None:
+        self._actors.close()
         self._placement.remove()
 
     async def ask(self, seed: int | None = 7) -> Turn:
         return await self._pool.call(RolloutActor.generate, *self._prompt, seed)
 
     async def pull(self, version: int) -> None:
-        await self._pool.broadcast(RolloutActor.pull, version)
+        await self._pool.pull(version)
 
 
 def write(store: ActorHandle, version: int, tensors: dict[str, torch.Tensor]) -> Any:

@@ -23,7 +23,6 @@ import torch
 from actors.collector import Collector
 from actors.prompts import answer_messages
 from actors.rollout import RolloutActor
-from actors.selector import SelectorActor
 from actors.viewing import View
 from cluster.config import Config
 from cluster.questions.stream import load_questions
@@ -194,7 +193,7 @@ async def have_accidents(fleet: Fleet, prompt: Callable[[], Awaitable[Turn]]) ->
 
 async def tell(config: Config, subtitles: Path) -> Story:
     placement = await Placement.create(plan(config), 120, print)
-    fleet = await start(with_images(config), placement)  # whose engine takes both
+    fleet = await start(with_images(config), placement, print)  # whose engine takes both
     learners = await start_learners(config, placement)
     policy, sampler = learners.policy, learners.sampler
     assert policy is not None
@@ -212,8 +211,8 @@ async def tell(config: Config, subtitles: Path) -> Story:
     first, _ = await collect.collect(questions, 4, draws=1, step=1)
     first_by_learner = await policy.call(PolicyLearner.log_probs, turns(first))
     started = await fixed_prompt()
-    await publish(policy, fleet.store, lambda version: fleet.rollouts.broadcast(RolloutActor.pull, version))
-    await publish(sampler, fleet.store, lambda version: fleet.selectors.broadcast(SelectorActor.pull, version))
+    await publish(policy, fleet.store, fleet.rollouts.pull)
+    await publish(sampler, fleet.store, fleet.selectors.pull)
     same = await fixed_prompt()
     before = weights(fleet, POLICY), weights(fleet, SAMPLER)
 
@@ -233,7 +232,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     vision_only = [(name, -tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
     write_bucket(fleet.store, POLICY, 3, 0, vision_only, 60)
     await fleet.store.commit.remote(POLICY, 3)
-    await fleet.rollouts.broadcast(RolloutActor.pull, 3)
+    await fleet.rollouts.pull(3)
     other_vision = await fixed_prompt()
     endless = replace(questions[0], question="star " * 5000)
     talkative = replace(questions[0], id="talkative", subtitles=str(subtitles.with_name("long.srt")))
@@ -249,6 +248,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     accidents = await have_accidents(fleet, fixed_prompt)
     placed = (fleet.store, policy._ranks[0], fleet.rollouts.actors[0])
     rooms = [await actor.__ray_call__.remote(room) for actor in placed]
+    fleet.close()
     placement.remove()
     return Story(
         first,
