@@ -264,10 +264,8 @@ class Places:
             f"{cause}; " + (f"a replacement starts in {wait:.0f} s" if wait < math.inf else "it is not replaced")
         )
         if self._lives.is_lost:
-            deaths = self._config.restarts + 1
-            self._fail(
-                TrainingError(f"no {self.name} actor is left: each died {deaths} times in a row. The last one: {cause}")
-            )
+            budget = f"{self.name}.restarts={self._config.restarts}"
+            self._fail(TrainingError(f"no {self.name} actor is left, and none is restarted again ({budget}): {cause}"))
         self._note()
 
     def _fail(self, fault: Exception) -> None:

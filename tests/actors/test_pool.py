@@ -90,7 +90,7 @@ class CrowdActor(Pooled):
 
 
 async def pool(replicas: int, deadline: float = 60.0) -> Pool:
-    config = ActorConfig(num_cpus=0.1, deadline=deadline)
+    config = ActorConfig(num_cpus=0.1, deadline=deadline, restarts=0)
     return await Pool.start(EchoActor, (), config, {}, ["DEFAULT"] * replicas, print)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -125,16 +126,6 @@ def test_what_a_killed_actor_worked_on_is_done_again(scene: Scene) -> None:
     play(story)
 
 
-def test_an_idle_actor_that_dies_is_replaced(scene: Scene) -> None:
-    async def story() -> None:
-        await scene.pool(1)
-        (idle,) = scene.processes("ready")
-        os.kill(idle, signal.SIGKILL)
-        await scene.until(lambda: len(scene.lines) == 2)
-
-    play(story)
-
-
 def test_a_replacement_works_once_it_reports_the_version_that_is_wanted_by_then(scene: Scene) -> None:
     async def story() -> None:
         pool = await scene.pool(2)
@@ -158,98 +149,70 @@ def test_a_replacement_works_once_it_reports_the_version_that_is_wanted_by_then(
     play(story)
 
 
-def test_an_actor_killed_while_it_is_constructed(scene: Scene) -> None:
+def test_actors_killed_while_they_are_constructed_and_while_they_have_nothing_to_do(scene: Scene) -> None:
     async def story() -> None:
         scene.hold("ready")
         starting = asyncio.create_task(scene.pool(1))
-        (pid,) = await scene.begun("ready")
-        os.kill(pid, signal.SIGKILL)
+        (constructing,) = await scene.begun("ready")
+        os.kill(constructing, signal.SIGKILL)
         await scene.begun("ready", 2)
         scene.let_go("ready")
-        assert await (await starting).call(WorkerActor.square, 3) == (9, 0)
-
-    play(story)
-
-
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_an_actor_killed_while_it_pulls(scene: Scene, replicas: int) -> None:
-    async def story() -> None:
-        pool = await scene.pool(replicas)
-        (scene.folder / "newest").write_text("7")
-        scene.hold("pull")
-        pulling = asyncio.create_task(pool.pull(7))
-        pid = (await scene.begun("pull", replicas))[0]
-        os.kill(pid, signal.SIGKILL)
-        await scene.until(lambda: scene.lines)
-        scene.let_go("pull")
-        await pulling
-        assert await pool.call(WorkerActor.square, 3) == (9, 7)
-
-    play(story)
-
-
-def test_a_call_that_kills_every_actor_is_named_and_the_others_go_on(scene: Scene) -> None:
-    async def story() -> None:
-        pool = await scene.pool(1)
-        message = rf"{ATTEMPTS} worker actors were lost, .* at die\('v\.mp4'\)\. The last: worker actor 0: die: the actor died"
-        with pytest.raises(TrainingError, match=message):
-            await pool.call(WorkerActor.die, "v.mp4")
+        pool = await starting
+        os.kill(scene.processes("ready")[-1], signal.SIGKILL)
+        await scene.until(lambda: len(scene.lines) == 4)
         assert await pool.call(WorkerActor.square, 3) == (9, 0)
 
     play(story)
 
 
-def test_a_pool_without_an_actor_left_says_so_to_all(scene: Scene) -> None:
+def test_an_actor_killed_while_it_pulls(scene: Scene) -> None:
     async def story() -> None:
-        pool = await scene.pool(1, restarts=1)
+        pool = await scene.pool(1)
+        (scene.folder / "newest").write_text("7")
+        scene.hold("pull")
+        pulling = asyncio.create_task(pool.pull(7))
+        (pid,) = await scene.begun("pull")
+        os.kill(pid, signal.SIGKILL)
+        await pulling
+        assert await pool.call(WorkerActor.square, 3) == (9, 7)
+        assert scene.processes("pull") == [pid], "its replacement loaded that version by itself"
+
+    play(story)
+
+
+def test_a_call_that_kills_every_actor_is_named_and_so_is_the_end_of_the_pool(scene: Scene) -> None:
+    async def story() -> None:
+        pool = await scene.pool(1, restarts=ATTEMPTS)
+        named = rf"{ATTEMPTS} worker actors were lost, .* at die\('v\.mp4'\)\. The last: worker actor 0: die: the actor died"
+        with pytest.raises(TrainingError, match=named):
+            await pool.call(WorkerActor.die, "v.mp4")
         calls = [pool.call(WorkerActor.die, "v.mp4"), *[pool.call(WorkerActor.square, number) for number in range(5)]]
-        outcomes = [*await asyncio.gather(*calls, return_exceptions=True), await lost(pool.call(WorkerActor.square, 1))]
-        left = "no worker actor is left: each died 2 times in a row. The last one: worker actor 0: .*; its log is "
-        assert isinstance(outcomes[0], TrainingError)
-        for outcome in outcomes:
-            if not isinstance(outcome, tuple):
-                with pytest.raises(TrainingError, match=left):
-                    raise outcome
-        with pytest.raises(TrainingError, match=left):
-            await pool.pull(1)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        left = r"no worker actor is left, and none is restarted again \(worker.restarts=3\): worker actor 0: .*; its log is "
+        for call in (pool.call(WorkerActor.square, 1), pool.pull(1)):
+            with pytest.raises(TrainingError) as caught:
+                await call
+            outcomes.append(caught.value)
+        assert all(isinstance(outcome, TrainingError) and re.match(left, str(outcome)) for outcome in outcomes)
 
     play(story)
 
 
-async def lost(call: Coroutine[Any, Any, Any]) -> BaseException:
-    with pytest.raises(TrainingError) as caught:
-        await call
-    return caught.value
-
-
-def test_a_stopped_actor_is_replaced_and_one_with_a_blocked_loop_is_not(scene: Scene) -> None:
-    async def story() -> None:
-        pool = await scene.pool(2, silent_after=6.0)
-        scene.hold("square")
-        calls = [asyncio.create_task(pool.call(WorkerActor.square, number)) for number in range(4)]
-        stopped, _ = await scene.begun("square", 2)
-        os.kill(stopped, signal.SIGSTOP)
-        await scene.until(lambda: len(scene.lines) == 2)
-        assert "no answer in 6 s" in scene.lines[0]
-        scene.let_go("square")
-        assert await asyncio.gather(*calls) == [(number**2, 0) for number in range(4)]
-        assert pool.supervision()["restarts"] == 1
-
-    play(story)
-
-
-def test_an_actor_that_has_work_and_does_none_is_replaced(scene: Scene) -> None:
+def test_actors_that_hang_or_are_stopped_are_replaced_and_one_with_a_blocked_loop_is_not(scene: Scene) -> None:
     async def story() -> None:
         (scene.folder / "has-progress").touch()
-        pool = await scene.pool(2, hang_after=3.0)
+        pool = await scene.pool(2, silent_after=6.0, hang_after=3.0)
         scene.hold("square")
-        calls = [asyncio.create_task(pool.call(WorkerActor.square, number)) for number in range(4)]
-        hung, _ = await scene.begun("square", 2)
+        calls = [asyncio.create_task(pool.call(WorkerActor.square, number)) for number in range(6)]
+        hung, stopped = await scene.begun("square", 2)
         (scene.folder / f"hang-{hung}").touch()
         await scene.until(lambda: len(scene.lines) == 2)
         assert "it has work and did none in 3 s" in scene.lines[0]
+        os.kill(stopped, signal.SIGSTOP)
+        await scene.until(lambda: len(scene.lines) == 4)
+        assert "no answer in 6 s" in scene.lines[2]
         scene.let_go("square")
-        assert await asyncio.gather(*calls) == [(number**2, 0) for number in range(4)]
-        assert pool.supervision()["restarts"] == 1
+        assert await asyncio.gather(*calls) == [(number**2, 0) for number in range(6)]
+        assert pool.supervision()["restarts"] == 2
 
     play(story)

@@ -1,0 +1,83 @@
+"""Actors of the pools that are killed or stopped while a run trains: it goes on, and in the end it is the run that nobody
+disturbed."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services import jsonl
+from tests.chaos.runs import Phase, Training, calls
+from tests.chaos.test_resume import assert_same
+
+STEPS = ["--train.steps=3", "--train.validate_every=3", "--train.checkpoint_every=3"]
+BLOWS: list[tuple[int, Phase, str, signal.Signals]] = [
+    (-1, calls("EmbedderActor.ready"), "EmbedderActor", signal.SIGKILL),
+    (-1, calls("RolloutActor.ready"), "RolloutActor", signal.SIGKILL),
+    (0, calls("RolloutActor.generate"), "RolloutActor", signal.SIGSTOP),
+    (0, calls("RolloutActor.ready"), "SelectorActor", signal.SIGSTOP),
+    (1, calls("PolicyLearner.update"), "SelectorActor", signal.SIGKILL),
+    (1, calls("RolloutActor.pull"), "RolloutActor", signal.SIGKILL),
+    (2, calls("RolloutActor.generate"), "EmbedderActor", signal.SIGSTOP),
+]
+"""The step that is done and what the run does then, when an actor of that class gets that signal: each role, while it is
+constructed, idle, at work, and while it takes weights in."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody disturbed."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, console = Training(run_dir, *toy_overrides, *STEPS).end()
+    assert code == 0, console
+    return run_dir
+
+
+def strike(running: Training, actor: str, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send that signal to the actors of that class."""
+    for process in running.driver.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{actor}"):
+                process.send_signal(number)
+
+
+def assert_went_on(run_dir: Path, undisturbed: Path, console: str, restarts: int) -> None:
+    """Every actor that was lost came back, and nothing shows but the count."""
+    back = re.findall(r"(\w+) actor 0 is back after [\d.]+ s with version (\d+)", console)
+    *_, last = jsonl.read(run_dir / "metrics.jsonl")
+    assert (len(back), last["supervision/restarts"]) == (restarts, restarts)
+    assert last["supervision/lost_seconds"] > 0
+    assert_same(run_dir, undisturbed)
+
+
+def test_a_run_whose_actors_are_killed_at_work(undisturbed: Path, toy_overrides: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    running = Training(run_dir, *toy_overrides, *STEPS)
+    running.reach(1, calls("RolloutActor.generate"))
+    strike(running, "RolloutActor")
+    strike(running, "SelectorActor")
+    strike(running, "EmbedderActor")
+    code, console = running.end()
+    assert code == 0, console
+    assert_went_on(run_dir, undisturbed, console, restarts=3)
+    *_, last = jsonl.read(run_dir / "metrics.jsonl")
+    assert last["supervision/redispatched"] > 0, "the engine had work"
+
+
+@pytest.mark.chaos
+def test_a_run_whose_actors_are_killed_or_stopped_in_every_state(
+    undisturbed: Path, toy_overrides: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    running = Training(run_dir, *toy_overrides, *STEPS)
+    for step, phase, actor, number in BLOWS:
+        running.reach(step, phase)
+        strike(running, actor, number)
+    code, console = running.end()
+    assert code == 0, console
+    assert_went_on(run_dir, undisturbed, console, restarts=len(BLOWS))
