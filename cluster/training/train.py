@@ -36,7 +36,7 @@ from cluster.training.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
 from learners.group import LearnerGroup
 from learners.policy import mismatch_alarm
-from services.errors import UserError
+from services.errors import TrainingError, UserError
 from services.metrics import MetricsSink
 from services.schema import Group, LeftOut, Question
 from services.trajectories import write_trajectories
@@ -68,8 +68,13 @@ class Run:
         train = self.config.train
         for step in range(state.step + 1, train.steps + 1):
             clock, is_last = Clock(), step == train.steps
-            with clock("rollout"):
-                groups = await stop.unless_asked(collect_step(self.collect, self.stream, train, self.losses, step))
+            try:
+                with clock("rollout"):
+                    groups = await stop.unless_asked(collect_step(self.collect, self.stream, train, self.losses, step))
+            except TrainingError:  # the learners are as the last step left them
+                await self.save(state)
+                await self.checkpoints.finish()
+                raise
             if groups is None:
                 break
             metrics = await self.learn(groups, step, clock)
@@ -91,9 +96,14 @@ class Run:
             sink.log(step, metrics | clock.metrics())
             if stop.is_asked:
                 break
-        if stop.is_asked and state.step > self.checkpoints.newest:
-            await self.checkpoints.begin(state)
+        if stop.is_asked:
+            await self.save(state)
         return state
+
+    async def save(self, state: RunState) -> None:
+        """A checkpoint of `state`, which the networks are in, unless there is one."""
+        if state.step > self.checkpoints.newest:
+            await self.checkpoints.begin(state)
 
     async def learn(self, groups: Sequence[Group], step: int, clock: Clock) -> dict[str, float]:
         """Update both networks on the groups of a step and publish them; the metrics of the step."""

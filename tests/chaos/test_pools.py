@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from services import jsonl
-from tests.chaos.runs import Phase, Training, calls
+from services.checkpoints import checkpoints
+from tests.chaos.runs import Phase, Training, calls, newest
 from tests.chaos.test_resume import assert_same
 
 STEPS = ["--train.steps=3", "--train.validate_every=3", "--train.checkpoint_every=3"]
@@ -67,6 +68,18 @@ def test_a_run_whose_actors_are_killed_at_work(undisturbed: Path, toy_overrides:
     assert_went_on(run_dir, undisturbed, console, restarts=3)
     *_, last = jsonl.read(run_dir / "metrics.jsonl")
     assert last["supervision/redispatched"] > 0, "the engine had work"
+
+
+def test_a_run_that_has_lost_a_whole_pool_is_saved(toy_overrides: list[str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    running = Training(run_dir, *toy_overrides, *STEPS, "--embedder.restarts=0")
+    running.reach(1, calls("RolloutActor.generate"))
+    strike(running, "EmbedderActor")
+    code, console = running.end()
+    assert code == 1, console
+    assert "msjoe: no embedder actor is left, and none is restarted again (embedder.restarts=0)" in console
+    assert "Traceback" not in console
+    assert max(checkpoints(run_dir)) == newest(run_dir, "metrics.jsonl"), "what was learnt is saved"
 
 
 @pytest.mark.chaos
