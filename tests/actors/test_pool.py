@@ -194,15 +194,22 @@ def test_constructors_load_nothing(tmp_path: Path) -> None:
     SamplerLearner(SamplerConfig(checkpoint=tmp_path / "nowhere"), 0, 0)
 
 
-def test_waiting_for_an_actor_is_not_on_the_deadline(ray_cluster: None) -> None:
+def test_waiting_for_an_actor_is_not_on_the_deadline_and_may_be_given_up(ray_cluster: None) -> None:
     async def story() -> None:
         crowd = await Pool.start(CrowdActor, (), ActorConfig(num_cpus=0.1, deadline=60.0), {}, ["DEFAULT"], print)
-        first = asyncio.create_task(crowd.call(CrowdActor.join, 2))
+
+        async def busy() -> None:
+            await crowd.call(CrowdActor.join, 2)
+            given_up.cancel()  # in the very moment in which its turn has come
+
+        first = asyncio.create_task(busy())
+        given_up = asyncio.create_task(crowd.call(CrowdActor.most))
         second = asyncio.create_task(crowd.within(5.0).call(CrowdActor.most))
         await asyncio.sleep(6.0)
         assert not second.done()
         await crowd.broadcast(CrowdActor.join, 2)
         await first
         assert await second == 2
+        assert given_up.cancelled()
 
     asyncio.run(story())

@@ -20,7 +20,8 @@ import pytest
 
 from cluster.cli import run
 from cluster.config import Config
-from services.checkpoints import latest_checkpoint
+from cluster.training.run_state import read_state
+from services.checkpoints import damage, latest_checkpoint
 from services.metrics import read_metrics
 from services.metrics.names import METRICS, row_of
 from services.questions import read_questions
@@ -137,7 +138,9 @@ def test_the_folder_tells_the_story(runs: Runs) -> None:
     assert abs(row["policy/mismatch_kl"]) < 1e-6
     checkpoint = latest_checkpoint(folder)
     assert checkpoint is not None
-    assert json.loads((checkpoint / "state.json").read_text()) == {"step": 1, "versions": {"policy": 1, "sampler": 1}}
+    state = read_state(checkpoint)
+    assert (state.step, state.versions, state.accuracy) == (1, {"policy": 1, "sampler": 1}, row["validation/accuracy"])
+    assert damage(checkpoint) is None
     assert list((folder / "tensorboard").glob("events*"))
     assert "toyworld:" in (folder / "config.yaml").read_text()
     report, held_out = (folder / "report.html").read_text(), list(read_trajectories(folder, VALIDATION))
@@ -199,7 +202,8 @@ def test_stage_1_trains_the_sampler_alone(runs: Runs) -> None:
     assert not any(name.startswith("policy/") for name in row)
     checkpoint = latest_checkpoint(runs.other)
     assert checkpoint is not None
-    assert sorted(path.name for path in checkpoint.iterdir()) == ["sampler", "state.json"]
+    names = ["checksums.json", "optimizer", "sampler", "state.json"]
+    assert sorted(path.name for path in checkpoint.iterdir()) == names
 
 
 def test_what_cannot_be_asked_is_left_out_by_id(runs: Runs) -> None:
@@ -223,7 +227,7 @@ def test_a_folder_is_not_trained_in_twice(runs: Runs, toy_overrides: list[str]) 
     before = (runs.one / "metrics.jsonl").read_text()
     done = msjoe("train", f"--run_dir={runs.one}", *toy_overrides)
     assert (done.returncode, before) == (2, (runs.one / "metrics.jsonl").read_text())
-    assert "holds a run already; name another folder" in done.stderr
+    assert "holds a run already; go on with it by --resume, name another folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 
