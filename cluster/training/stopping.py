@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 from services.errors import Stopped
 
 Result = TypeVar("Result")
+GO_ON = "the same command with --resume and --run_dir goes on"
 WORDS = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 
 
@@ -47,10 +48,10 @@ class Stop:
             working.cancel()
 
     def end(self, step: int) -> None:
-        """Raises Stopped when the run was told to stop; `step` is the last one that is done and saved."""
+        """Raises Stopped when the run was told to stop; `step` is the last one that is done and saved, 0 when none is."""
         if self._signal:
-            raise Stopped(f"{WORDS[self._signal]} after step {step}, which is saved; the same command with --resume and "
-                          "--run_dir goes on", self._signal)  # fmt: skip
+            where = f"after step {step}, which is saved; {GO_ON}" if step else "before its first step was done"
+            raise Stopped(f"{WORDS[self._signal]} {where}", self._signal)
 
     def __enter__(self) -> Self:
         self._task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -80,7 +81,5 @@ class Stop:
             self._timer.cancel()
             if kind is asyncio.CancelledError:
                 raise Stopped(
-                    f"{WORDS[self._signal]} in the middle of a step; the same command with --resume and --run_dir goes on from "
-                    "the newest checkpoint",
-                    self._signal,
+                    f"{WORDS[self._signal]} in the middle of a step; {GO_ON} from the newest checkpoint", self._signal
                 ) from None

@@ -86,7 +86,7 @@ class Run:
                 step=step,
                 versions=self.learners.versions,
                 ledger=self.stream.ledger(),
-                accuracies=self.validation.accuracies if self.validation else {},
+                accuracies=dict(self.validation.accuracies) if self.validation else {},
                 accuracy=metrics.get("validation/accuracy"),
                 seconds=time.perf_counter() - self.start,
             )
