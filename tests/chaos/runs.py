@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,6 +23,8 @@ from services.checkpoints import latest_checkpoint
 
 PATIENCE = 900.0
 """Seconds after which a run that should have come somewhere is taken for hung."""
+STEPS = ["--train.steps=4", "--train.validate_every=2", "--train.checkpoint_every=2", "--train.keep_last=4"]
+"""What all of these trainings do, disturbed or not."""
 Phase = Callable[[Path, psutil.Process], bool]
 """Whether the run in that folder, whose driver is that process, is in the phase."""
 
@@ -121,3 +126,22 @@ def parameters(run_dir: Path) -> dict[str, Tensor]:
         for network in ("policy", "sampler")
         for name, tensor in load_file(checkpoint / network / "model.safetensors").items()
     }
+
+
+def assert_same(run_dir: Path, undisturbed: Path) -> None:
+    """The same questions, choices, answers, rewards, metrics and networks, none twice and none missing."""
+    for file in ("trajectories.jsonl", "validation.jsonl"):
+        mine, theirs = trajectories(run_dir, file), trajectories(undisturbed, file)
+        assert [(row["step"], row["question_id"], row["index"]) for row in mine] == [
+            (row["step"], row["question_id"], row["index"]) for row in theirs
+        ]
+        for row, other in zip(mine, theirs, strict=True):
+            assert row.pop("reward") == pytest.approx(other.pop("reward"), abs=1e-6)
+            np.testing.assert_allclose(row.pop("similarity") or 0, other.pop("similarity") or 0, atol=2e-4)
+            assert row == other
+    for row, other in zip(metrics(run_dir), metrics(undisturbed), strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-5), row["step"]
+    networks = parameters(run_dir)
+    for name, tensor in parameters(undisturbed).items():
+        assert float((networks[name] - tensor).abs().max()) < 1e-6, name
+    assert all(not math.isnan(float(tensor.sum())) for tensor in networks.values())

@@ -13,10 +13,8 @@ import pytest
 
 from services import jsonl
 from services.checkpoints import checkpoints
-from tests.chaos.runs import Phase, Training, calls, newest
-from tests.chaos.test_resume import assert_same
+from tests.chaos.runs import STEPS, Phase, Training, assert_same, calls, newest
 
-STEPS = ["--train.steps=3", "--train.validate_every=3", "--train.checkpoint_every=3"]
 BLOWS: list[tuple[int, Phase, str, signal.Signals]] = [
     (-1, calls("EmbedderActor.ready"), "EmbedderActor", signal.SIGKILL),
     (-1, calls("RolloutActor.ready"), "RolloutActor", signal.SIGKILL),
@@ -28,15 +26,6 @@ BLOWS: list[tuple[int, Phase, str, signal.Signals]] = [
 ]
 """The step that is done and what the run does then, when an actor of that class gets that signal: each role, while it is
 constructed, idle, at work, and while it takes weights in."""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nobody disturbed."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, console = Training(run_dir, *toy_overrides, *STEPS).end()
-    assert code == 0, console
-    return run_dir
 
 
 def strike(running: Training, actor: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -70,6 +59,7 @@ def test_a_run_whose_actors_are_killed_at_work(undisturbed: Path, toy_overrides:
     assert last["supervision/redispatched"] > 0, "the engine had work"
 
 
+@pytest.mark.chaos
 def test_a_run_that_has_lost_a_whole_pool_is_saved(toy_overrides: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     running = Training(run_dir, *toy_overrides, *STEPS, "--embedder.restarts=0")

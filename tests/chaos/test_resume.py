@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from services.checkpoints import checkpoints
 from tests.chaos.runs import (
+    STEPS,
     Phase,
     Training,
+    assert_same,
     calls,
-    metrics,
     parameters,
     trajectories,
     validates,
     writes_checkpoint,
 )
 
-STEPS = ["--train.steps=4", "--train.validate_every=2", "--train.checkpoint_every=2", "--train.keep_last=4"]
 PHASES: dict[str, tuple[int, Phase]] = {
     "before the first checkpoint": (1, calls("SamplerLearner.update")),
     "rollout": (2, lambda run_dir, driver: True),
@@ -33,34 +31,6 @@ PHASES: dict[str, tuple[int, Phase]] = {
     "checkpoint": (3, writes_checkpoint),
 }
 """The step that is done, and what the run does then, when it is killed."""
-
-
-@pytest.fixture(scope="module")
-def undisturbed(toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nobody disturbed."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    code, console = Training(run_dir, *toy_overrides, *STEPS).end()
-    assert code == 0, console
-    return run_dir
-
-
-def assert_same(run_dir: Path, undisturbed: Path) -> None:
-    """The same questions, choices, answers, rewards, metrics and networks, none twice and none missing."""
-    for file in ("trajectories.jsonl", "validation.jsonl"):
-        mine, theirs = trajectories(run_dir, file), trajectories(undisturbed, file)
-        assert [(row["step"], row["question_id"], row["index"]) for row in mine] == [
-            (row["step"], row["question_id"], row["index"]) for row in theirs
-        ]
-        for row, other in zip(mine, theirs, strict=True):
-            assert row.pop("reward") == pytest.approx(other.pop("reward"), abs=1e-6)
-            np.testing.assert_allclose(row.pop("similarity") or 0, other.pop("similarity") or 0, atol=2e-4)
-            assert row == other
-    for row, other in zip(metrics(run_dir), metrics(undisturbed), strict=True):
-        assert row == pytest.approx(other, rel=1e-3, abs=1e-5), row["step"]
-    networks = parameters(run_dir)
-    for name, tensor in parameters(undisturbed).items():
-        assert float((networks[name] - tensor).abs().max()) < 1e-6, name
-    assert all(not math.isnan(float(tensor.sum())) for tensor in networks.values())
 
 
 def test_a_run_that_was_told_to_stop_and_then_killed_goes_on_as_if_nothing_had_happened(
