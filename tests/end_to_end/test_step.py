@@ -27,9 +27,9 @@ from actors.viewing import View
 from cluster.config import Config
 from cluster.questions.stream import load_questions
 from cluster.training.fleet import Fleet, fill_caches, start
-from cluster.training.learners import start_learners
+from cluster.training.learners import publish, start_learners
 from cluster.training.placement import Placement, plan
-from cluster.training.train import Clock, publish, update
+from cluster.training.train import Clock, update
 from learners.credit import PolicySample
 from learners.policy import PolicyLearner
 from services.errors import QuestionError
@@ -211,12 +211,15 @@ async def tell(config: Config, subtitles: Path) -> Story:
     first, _ = await collect.collect(questions, 4, draws=1, step=1)
     first_by_learner = await policy.call(PolicyLearner.log_probs, turns(first))
     started = await fixed_prompt()
-    await publish(policy, fleet.store, fleet.rollouts.pull)
-    await publish(sampler, fleet.store, fleet.selectors.pull)
+    await policy.publish(fleet.store)
+    await fleet.rollouts.pull(policy.version)
+    await sampler.publish(fleet.store)
+    await fleet.selectors.pull(sampler.version)
     same = await fixed_prompt()
     before = weights(fleet, POLICY), weights(fleet, SAMPLER)
 
-    metrics = await update(fleet, learners, config, first, 1, Clock())
+    metrics = await update(learners, config, first, 1, Clock())
+    await publish(learners, fleet)
     after = weights(fleet, POLICY), weights(fleet, SAMPLER)
     updated = await fixed_prompt()
     second, _ = await collect.collect(questions, 2, draws=2, step=2)
