@@ -9,7 +9,7 @@ them, and keeps its share; files hold floats alone, so that reading one runs no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -139,16 +139,15 @@ def restore_state(engine: Any, trained: Parameters, saved: SavedState, rank: int
         _restore_shards(engine, trained, saved, rank, ranks)
 
 
-def _make_room(engine: Any, saved: SavedState, trained: Parameters) -> None:
-    """Give each flat tensor that AdamW steps its count of steps and moments to fill, whichever class of DeepSpeed holds it.
+def _make_room(engine: Any, flats: Iterable[torch.Tensor], steps: float) -> None:
+    """Give each of the flat tensors that AdamW steps a count of `steps`, and moments to fill.
 
     Moments that are there stay the same tensors, as ZeRO holds views of them.
     """
-    states, steps = adamw(engine).state, max(map(saved.steps, trained))
-    for group in adamw(engine).param_groups:
-        for flat in group["params"]:
-            states[flat] = {key: torch.zeros_like(flat) for key in MOMENTS} | states.get(flat, {})
-            states[flat][STEP] = torch.tensor(steps)
+    states = adamw(engine).state
+    for flat in flats:
+        states[flat] = {key: torch.zeros_like(flat) for key in MOMENTS} | states.get(flat, {})
+        states[flat][STEP] = torch.tensor(steps)
 
 
 def _restore_whole(engine: Any, trained: Parameters, saved: SavedState) -> None:
@@ -168,7 +167,9 @@ def _restore_partitions(engine: Any, trained: Parameters, saved: SavedState) -> 
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     zero = engine.optimizer
-    _make_room(engine, saved, trained)
+    # Named otherwise by each of DeepSpeed's optimizers, for float32 and for bfloat16.
+    flats = [flat for group in adamw(engine).param_groups for flat in group["params"]]
+    _make_room(engine, flats, max(map(saved.steps, trained)))
     zero._lazy_init_hp_params_optimizer_state()
     for name, parameter in trained.items():
         safe_set_full_fp32_param(parameter, saved.master(name))
@@ -182,7 +183,7 @@ def _restore_shards(engine: Any, trained: Parameters, saved: SavedState, rank: i
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
     zero = engine.optimizer
-    _make_room(engine, saved, trained)
+    _make_room(engine, zero.fp32_partitioned_groups_flat, max(map(saved.steps, trained)))
 
     def shard(parameter: Any, value: torch.Tensor) -> torch.Tensor:
         size = parameter.ds_tensor.numel()

@@ -80,7 +80,7 @@ class Scene:
         (self.folder / f"hold-{method}").unlink()
 
     def processes(self, method: str) -> list[int]:
-        """Those that have begun the method, in their order."""
+        """The actors that have begun the method, in their order."""
         traces = sorted(self.folder.glob(f"{method}-*"), key=lambda trace: trace.stat().st_mtime_ns)
         return [int(trace.name.rpartition("-")[2]) for trace in traces]
 
