@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_in_every_phase(undisturbed: Path, toy_overrides: l
 def test_a_run_goes_on_with_other_ranks_and_another_stage(
     undisturbed: Path, toy_overrides: list[str], tmp_path: Path
 ) -> None:
-    run_dir, two = tmp_path / "run", ["--policy.world_size=2", "--policy.zero_stage=3", "--policy.num_cpus=0.5"]
+    run_dir, two = tmp_path / "run", ["--policy.world_size=2", "--policy.zero_stage=3", "--policy.num_cpus=0.2"]
     running = Training(run_dir, *toy_overrides, *STEPS)
     running.reach(2, calls("PolicyLearner.update"))
     running.kill()
