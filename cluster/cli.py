@@ -13,6 +13,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -190,6 +191,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
     from cluster.resolve import resolve
     from cluster.toyworld.make import make_world
     from cluster.training.run_folder import folder_of, go_on_from, run_folder
+    from cluster.training.run_state import check_goes_on
     from cluster.training.train import train
 
     check_inputs(config)  # what the recipe names, before anything is made
@@ -200,7 +202,10 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         config = resolve(config, make_world(config) if config.toyworld else None)
         check_inputs(config)
         questions, held_out = load_questions(config), read_held_out(config)
-        checkpoint = go_on_from(run_dir, asked, config.train.checkpoint_bucket, console.print) if resumes else None
+        given = {"data.questions": questions, "data.validation": held_out}
+        check = partial(check_goes_on, config=config, questions=given)
+        bucket = config.train.checkpoint_bucket
+        checkpoint = go_on_from(run_dir, asked, bucket, check, console.print) if resumes else None
         asyncio.run(train(config, questions, held_out, run_dir.absolute(), console, checkpoint))
     console.print(f"run folder: {run_dir}  (open {run_dir / 'report.html'})", soft_wrap=True)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.training.run_state import read_state
+from cluster.training.run_state import RunState, read_state
 from cluster.training.validation import SUMMARY
 from services import jsonl, metrics, trajectories
 from services.checkpoint_bucket import CheckpointBucket
@@ -67,10 +67,12 @@ def folder_of(run_dir: Path | None, checkpoint: Path | None) -> Path:
     return run_dir or checkpoint.absolute().parents[1]  # type: ignore[union-attr]
 
 
-def go_on_from(folder: Path, asked: Path | None, bucket: str, report: Callable[[str], None]) -> Path | None:
+def go_on_from(
+    folder: Path, asked: Path | None, bucket: str, check: Callable[[RunState], None], report: Callable[[str], None]
+) -> Path | None:
     """The checkpoint that a resumed run in `folder` goes on from: the one asked for, or the newest whole one of the folder and
     of the `bucket` behind it, if one is named. None when there is none, so that the run starts anew. What the folder holds of
-    later steps is forgotten.
+    later steps is forgotten, once `check` has not refused the state of the checkpoint.
 
     Raises UserError when the checkpoint asked for is damaged, or the bucket does not answer.
     """
@@ -85,7 +87,9 @@ def go_on_from(folder: Path, asked: Path | None, bucket: str, report: Callable[[
         report(f"no checkpoint in {folder} to go on from: a new start")
         _forget_rows(folder)
         return None
-    step = read_state(checkpoint).step
+    state = read_state(checkpoint)
+    check(state)
+    step = state.step
     for name in APPENDED:
         jsonl.cut_after(folder / name, step)
     if asked:

@@ -30,7 +30,7 @@ from cluster.training.checkpointing import Checkpoints, restore
 from cluster.training.fleet import Fleet, fill_caches
 from cluster.training.learners import Learners, publish, training_fleet
 from cluster.training.run_folder import CONFIG
-from cluster.training.run_state import RunState, changes, check_goes_on, read_state
+from cluster.training.run_state import RunState, changes, read_state
 from cluster.training.stopping import Stop
 from cluster.training.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
@@ -129,13 +129,12 @@ async def train(
 ) -> None:
     """Run `config` on `questions`, validate on those `held_out`, and leave the story in `run_dir`.
 
-    `checkpoint`: the one that the run goes on from. Raises Stopped when it was told to stop.
+    `checkpoint`: the one that the run goes on from (`run_folder.go_on_from`). Raises Stopped when it was told to stop.
     """
     given = {"data.questions": questions, "data.validation": held_out}
     state = RunState.start(config, given)
     if checkpoint:
         state = read_state(checkpoint)
-        check_goes_on(state, config, given)
         for change in changes(state.config, config):
             console.print(f"changed: {change}", soft_wrap=True, markup=False)
     start = time.perf_counter() - state.seconds

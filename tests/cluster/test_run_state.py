@@ -10,7 +10,10 @@ import pytest
 from cluster.cli import TOY
 from cluster.config import Config, load_config
 from cluster.questions.stream import Ledger
+from cluster.training.run_folder import go_on_from
 from cluster.training.run_state import RunState, changes, check_goes_on, read_state
+from services import jsonl
+from services.checkpoints import checkpoint_folder, seal
 from services.errors import UserError
 from services.schema import Question
 
@@ -76,3 +79,20 @@ def test_other_questions_are_refused() -> None:
     for others in (QUESTIONS[:2], QUESTIONS[::-1], [*QUESTIONS[:2], replace(QUESTIONS[2], id="d")]):
         with pytest.raises(UserError, match="data.questions: these are not the questions"):
             check_goes_on(state_of(toy()), toy(), {"data.questions": others})
+
+
+def test_a_resume_that_is_refused_forgets_nothing(tmp_path: Path) -> None:
+    with checkpoint_folder(tmp_path, 40) as partial:
+        state_of(toy()).write(partial)
+        seal(partial)
+    jsonl.append(tmp_path / "metrics.jsonl", [{"step": 40}, {"step": 41}])
+
+    def resume(config: Config) -> Path | None:
+        given = {"data.questions": QUESTIONS}
+        return go_on_from(tmp_path, None, "", lambda state: check_goes_on(state, config, given), print)
+
+    with pytest.raises(UserError, match="train.seed: 0 before, 5 now"):
+        resume(toy("--train.seed=5"))
+    assert [row["step"] for row in jsonl.read(tmp_path / "metrics.jsonl")] == [40, 41]
+    assert resume(toy()) == tmp_path / "checkpoints" / "step-000040"
+    assert [row["step"] for row in jsonl.read(tmp_path / "metrics.jsonl")] == [40]
