@@ -25,6 +25,8 @@ PATIENCE = 900.0
 """Seconds after which a run that should have come somewhere is taken for hung."""
 STEPS = ["--train.steps=4", "--train.validate_every=2", "--train.checkpoint_every=2", "--train.keep_last=4"]
 """What all of these trainings do, disturbed or not."""
+KEY_BIASES = ("k_proj.bias", "qkv.bias")
+"""Parameters to which a softmax is blind: their gradient is rounding alone, which AdamW makes as large as any other."""
 Phase = Callable[[Path, psutil.Process], bool]
 """Whether the run in that folder, whose driver is that process, is in the phase."""
 
@@ -143,5 +145,5 @@ def assert_same(run_dir: Path, undisturbed: Path) -> None:
         assert row == pytest.approx(other, rel=1e-3, abs=1e-5), row["step"]
     networks = parameters(run_dir)
     for name, tensor in parameters(undisturbed).items():
-        assert float((networks[name] - tensor).abs().max()) < 1e-6, name
+        assert float((networks[name] - tensor).abs().max()) < (1e-5 if name.endswith(KEY_BIASES) else 1e-6), name
     assert all(not math.isnan(float(tensor.sum())) for tensor in networks.values())
