@@ -7,6 +7,7 @@ a disk that refuses one is named and costs that checkpoint, except the last one 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -29,33 +30,36 @@ class Checkpoints:
         self._learners, self._config, self._run_dir, self._console = learners.present, config, run_dir, console
         self._writing: asyncio.Task[None] | None = None
         self.newest = step
-        """The step of the newest one."""
+        """The step of the newest one that is whole or being written."""
 
     async def begin(self, state: RunState) -> None:
         """Copy networks and optimizers as they are, which is the end of the step of `state`; they are written while training
         goes on. Comes after what was begun before is done."""
-        await self._done()
+        with contextlib.suppress(UserError):  # which was said
+            await self.finish()
         nbytes = sum(await asyncio.gather(*[learner.snapshot() for learner in self._learners]))
-        self.newest = state.step
-        self._writing = asyncio.create_task(self._write(state, nbytes))
+        before, self.newest = self.newest, state.step
+        self._writing = asyncio.create_task(self._write(state, nbytes, before))
 
     async def finish(self) -> None:
         """Wait for the last one. Raises UserError when it could not be written."""
         if self._writing:
             await self._writing
 
-    async def _done(self) -> None:
+    async def _write(self, state: RunState, nbytes: int, before: int) -> None:
         try:
-            await self.finish()
+            with checkpoint_folder(self._run_dir, state.step, nbytes) as partial:
+                writes = [learner.write(str(partial)) for learner in self._learners]
+                # All of them end before the folder of one that was refused is removed.
+                for refused in filter(None, await asyncio.gather(*writes, return_exceptions=True)):
+                    raise refused
+                state.write(partial)
+                await asyncio.to_thread(seal, partial)
+            await asyncio.to_thread(self._settle, state.step)
         except UserError as error:
-            self._console.print(f"no checkpoint; training goes on. {error}", soft_wrap=True, markup=False)
-
-    async def _write(self, state: RunState, nbytes: int) -> None:
-        with checkpoint_folder(self._run_dir, state.step, nbytes) as partial:
-            await asyncio.gather(*[learner.write(str(partial)) for learner in self._learners])
-            state.write(partial)
-            await asyncio.to_thread(seal, partial)
-        await asyncio.to_thread(self._settle, state.step)
+            self.newest = before
+            self._console.print(f"the checkpoint of step {state.step} failed: {error}", soft_wrap=True, markup=False)
+            raise
 
     def _settle(self, step: int) -> None:
         """Put the checkpoint of `step` into the bucket, if there is one, and remove those that are not to be kept."""

@@ -74,7 +74,7 @@ def go_on_from(
     of the `bucket` behind it, if one is named. None when there is none, so that the run starts anew. What the folder holds of
     later steps is forgotten, once `check` has not refused the state of the checkpoint.
 
-    Raises UserError when the checkpoint asked for is damaged, or the bucket does not answer.
+    Raises UserError when the checkpoint asked for is damaged, or all there are, or the bucket does not answer.
     """
     if bucket and not asked:
         CheckpointBucket(bucket, folder).fetch_newest()
@@ -84,6 +84,12 @@ def go_on_from(
         )
     checkpoint = asked or newest_whole_checkpoint(folder, report)
     if checkpoint is None:
+        if damaged := [path.name for path in checkpoints(folder).values()]:
+            then = "takes the newest of the bucket" if bucket else "starts anew and forgets all steps"
+            raise UserError(
+                f"--resume: every checkpoint in {folder / 'checkpoints'} is damaged ({', '.join(damaged)}); put a whole copy "
+                f"of one back, or remove that folder: --resume then {then}"
+            )
         report(f"no checkpoint in {folder} to go on from: a new start")
         _forget_rows(folder)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,3 +97,30 @@ def test_a_resume_that_is_refused_forgets_nothing(tmp_path: Path) -> None:
     assert [row["step"] for row in jsonl.read(tmp_path / "metrics.jsonl")] == [40, 41]
     assert resume(toy()) == tmp_path / "checkpoints" / "step-000040"
     assert [row["step"] for row in jsonl.read(tmp_path / "metrics.jsonl")] == [40]
+
+
+def test_a_run_whose_every_checkpoint_is_damaged_is_not_begun_anew(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def resume() -> Path | None:
+        return go_on_from(tmp_path, None, "", lambda state: None, said.append)
+
+    folders = []
+    for step in (2, 4):
+        with checkpoint_folder(tmp_path, step) as partial:
+            state_of(toy()).write(partial)
+            seal(partial)
+        folders.append(tmp_path / "checkpoints" / f"step-{step:06d}")
+        jsonl.append(tmp_path / "metrics.jsonl", [{"step": step}])
+    for folder in folders:
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"every checkpoint .* is damaged \(step-000002, step-000004\); put a whole"):
+        resume()
+    assert [row["step"] for row in jsonl.read(tmp_path / "metrics.jsonl")] == [2, 4]
+    assert [line.partition(":")[0] for line in said] == [
+        f"{folder} is damaged and passed over" for folder in reversed(folders)
+    ]
+    for folder in folders:
+        shutil.rmtree(folder)
+    assert resume() is None, "without any checkpoint the run starts anew"
+    assert not (tmp_path / "metrics.jsonl").exists()
