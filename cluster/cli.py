@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from cluster.evaluation.commands import add_commands
+
 if TYPE_CHECKING:
     from cluster.config import Config
     from services.schema import Question
@@ -97,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
               msjoe questions videomme.parquet               what a file of questions holds
               msjoe prepare videos/ --cache /data/cache      decode and embed ahead of training
               msjoe prepare q.jsonl --pass-rate q-c.jsonl    how hard each question is, for stage 1
+              msjoe score predictions.jsonl                  accuracies, intervals, comparisons
               msjoe peek video.mp4 --at 3 61 --out frames/   cached frames as PNG files
         """),
     )
@@ -130,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     _add_data_commands(commands)
+    add_commands(commands, _path)
     return parser
 
 

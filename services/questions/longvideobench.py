@@ -1,7 +1,7 @@
 """LongVideoBench: `candidates` (JSON) or `option0…option4` with N/A for none (parquet), `correct_choice` an index from 0.
 
-Reported by `duration_group` (15, 60, 600 or 3600 seconds). As released, videos are in `videos/` and subtitles in
-`subtitles/` beside the file. The test split has no answers.
+Reported by `duration_group` (15, 60, 600 or 3600 seconds), and by `question_category` and `level` where the file has them.
+As released, videos are in `videos/` and subtitles in `subtitles/` beside the file. The test split has no answers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from services.questions.rows import (
     Place,
     Row,
     identity,
+    labels,
     number,
     optional_text,
     text,
@@ -22,6 +23,7 @@ from services.questions.rows import (
 )
 from services.schema import LETTERS, Question
 
+_REPORTED = {"question_category": "category", "level": "level"}
 _OPTIONS = tuple(f"option{index}" for index in range(5))
 _VIDEOS = ("", "videos", "../videos")
 _SUBTITLES = ("", "subtitles", "../subtitles")
@@ -45,13 +47,13 @@ def _question(row: Row, place: Place) -> Question:
         options,
         LETTERS[right],
         data_source="LongVideoBench",
-        group=(str(group),),
+        group=(str(group), *labels(row, _REPORTED)),
         subtitles=place.find(subtitles, _SUBTITLES) if (subtitles := optional_text(row, "subtitle_path")) else None,
         subtitle_offset=number(row, "starting_timestamp_for_subtitles", "a number of seconds"),
     )
 
 
 _SIGNATURE = ("id", "video_path", "question", "duration_group")
-_COLUMNS = (*_SIGNATURE, "correct_choice", "subtitle_path", "starting_timestamp_for_subtitles")
+_COLUMNS = (*_SIGNATURE, "correct_choice", "subtitle_path", "starting_timestamp_for_subtitles", *_REPORTED)
 LONGVIDEOBENCH = Format("LongVideoBench", (*_SIGNATURE, "candidates"), (*_COLUMNS, "candidates"), _question)
 LONGVIDEOBENCH_PARQUET = Format("LongVideoBench", (*_SIGNATURE, "option0"), (*_COLUMNS, *_OPTIONS), _question)

@@ -26,6 +26,7 @@ from services.questions.tspo import TSPO
 from services.questions.verl import EASYR1, LONGVILA, VERL
 from services.questions.video_r1 import VIDEO_R1
 from services.questions.videomme import VIDEOMME
+from services.questions.videomme_v2 import VIDEOMME_V2
 from services.schema import Question
 
 FORMATS = (
@@ -36,6 +37,7 @@ FORMATS = (
     VIDEO_R1,
     TSPO,
     VIDEOMME,
+    VIDEOMME_V2,
     LONGVIDEOBENCH,
     LONGVIDEOBENCH_PARQUET,
     LVBENCH,

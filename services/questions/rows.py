@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,19 @@ def names(row: Row, field: str, valid: str) -> tuple[str, ...]:
     if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
         raise wrong(row, field, valid)
     return tuple(values)
+
+
+def labels(row: Row, fields: Mapping[str, str]) -> tuple[str, ...]:
+    """Groups that have a dimension of their own, as `level: 2`: of each column of `fields`, its dimension and what it says.
+    A column that is not there, or says nothing, gives none."""
+    found = []
+    for field, dimension in fields.items():
+        value = row.get(field)
+        unicode(value, field)
+        said = str(value if (count := whole(value)) is None else count).strip()
+        if not unanswered(value) and said not in ("", "None"):
+            found.append(f"{dimension}: {said}")
+    return tuple(found)
 
 
 def texts(row: Row, field: str, *, may_be_empty: bool = False) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""VideoMME: lettered `options`, `answer` a letter, reported by `duration` (short, medium, long).
+"""VideoMME: lettered `options`, `answer` a letter, reported by `duration` (short, medium, long), and by `domain`,
+`sub_category` and `task_type` where the file has them.
 
 Videos are `<videoID>.mp4`, in `data/` beside the table as released; subtitles `<videoID>.srt`, in `subtitle/`. Not every
 video has subtitles, and the table does not say which.
@@ -9,11 +10,12 @@ from __future__ import annotations
 import os
 
 from services.questions.choices import letter, unlabelled
-from services.questions.rows import Format, Place, Row, identity, naming, text, texts, unicode
+from services.questions.rows import Format, Place, Row, identity, labels, naming, text, texts, unicode
 from services.schema import Question
 
 _VIDEOS = ("", "data", "../data", "videos", "../videos")
 _SUBTITLES = ("", "subtitle", "../subtitle")
+_REPORTED = {"domain": "domain", "sub_category": "sub-category", "task_type": "task type"}
 
 
 def _question(row: Row, place: Place) -> Question:
@@ -31,7 +33,7 @@ def _question(row: Row, place: Place) -> Question:
         options,
         right,
         data_source="VideoMME",
-        group=(text(row, "duration"),),
+        group=(text(row, "duration"), *labels(row, _REPORTED)),
         subtitles=subtitles if os.path.exists(subtitles) else None,
     )
 
@@ -39,7 +41,7 @@ def _question(row: Row, place: Place) -> Question:
 VIDEOMME = Format(
     "VideoMME",
     ("videoID", "question_id", "question", "options", "duration"),
-    ("videoID", "question_id", "question", "options", "answer", "duration"),
+    ("videoID", "question_id", "question", "options", "answer", "duration", *_REPORTED),
     _question,
     id="question_id",
 )

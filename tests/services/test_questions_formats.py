@@ -28,6 +28,7 @@ LVBENCH_GROUPS = {
     ("name", "form", "answers", "groups", "refused"),
     [
         ("videomme.json", "VideoMME", "A7 B5 C8 D7", {"short": 9, "medium": 9, "long": 9}, []),
+        ("videomme_v2.json", "Video-MME-v2", "A1 B1 C1 E1 F1 G1 H2", {}, []),
         ("longvideobench_val.json", "LongVideoBench", "A10 B4 C6 D7 E3", {"600": 30}, []),
         ("lvbench_video_info.meta.jsonl", "LVBench", "A15 B6 C12 D14", LVBENCH_GROUPS, []),
         ("mlvu_1_plotQA.json", "MLVU dev", "A2 B2 C2 D2", {"plotQA": 8}, []),
@@ -60,12 +61,12 @@ def test_counts(name, form, answers, groups, refused, suffix, tmp_path):
     assert found.format == form
     counts = Counter(question.answer for question in found.questions)
     assert " ".join(f"{letter}{count}" for letter, count in sorted(counts.items())) == answers
-    assert Counter(group for question in found.questions for group in question.group) == groups
+    assert Counter(group for question in found.questions for group in question.group if ": " not in group) == groups
     assert [str(one).startswith(start) for one, start in zip(found.refused, refused, strict=True)] == [True] * len(
         refused
     )
     assert not any(one.malformed for one in found.refused)
-    assert all(question.answer in "ABCDEFG"[: len(question.options)] for question in found.questions)
+    assert all(question.answer in "ABCDEFGH"[: len(question.options)] for question in found.questions)
 
 
 def question(name: str, number: int = 0) -> Question:
@@ -80,8 +81,18 @@ def test_benchmark_rows_word_for_word():
         ("1.", "4.", "2.", "3."),
         "D",
         data_source="VideoMME",
-        group=("short",),
+        group=("short", "domain: Knowledge", "sub-category: Humanity & History", "task type: Counting Problem"),
     )
+    assert question("videomme_v2.json", 7) == Question(
+        "002-4",
+        "/videos/002.mp4",
+        "What can be seen in part 4?",
+        ("Red.", "Blue.", "Green.", "White.", "Black.", "Yellow.", "Pink.", "None."),
+        "C",
+        data_source="Video-MME-v2",
+        group=("group type: logic [1, [2, 3], 4]", "level: 2", "second head: Action & Motion", "third head: Counting"),
+    )
+    assert question("videomme_v2.json").group == ("group type: relevance",)
     assert question("longvideobench_val.json", 2) == Question(
         "9PD3ciudpIE_0",
         "/videos/9PD3ciudpIE.mp4",
@@ -90,7 +101,7 @@ def test_benchmark_rows_word_for_word():
         ("yellow", "green", "blue", "red"),
         "A",
         data_source="LongVideoBench",
-        group=("600",),
+        group=("600", "category: T2A", "level: L1-Perception"),
         subtitles="/videos/9PD3ciudpIE_en.json",
     )
     assert question("lvbench_video_info.meta.jsonl", 19) == Question(

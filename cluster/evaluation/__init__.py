@@ -1,0 +1,1 @@
+"""Evaluations: what selectors and MLLMs score on benchmarks, and how sure that is."""
