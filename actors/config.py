@@ -111,7 +111,8 @@ class SelectorConfig(ActorConfig):
     """The selector actors, which choose the key frames while training."""
 
     kind: Kind = "unet"
-    """`unet` draws frames by the sampler network. The others are rules of `services/selection/` and have nothing to learn."""
+    """`unet` draws frames by the sampler network. The others are rules of `services/selection/`, which have nothing to learn;
+    docs/method.md says what each does."""
 
     @property
     def learns(self) -> bool:

@@ -1,7 +1,7 @@
 """Selectors: from a similarity matrix [Q, T] to K frames.
 
-Invariants: frames come back in time order; `T <= K` gives all frames and draws nothing; a draw depends on the logits and the
-seed alone, not on what else the actor was asked.
+Invariants: frames come back in time order; `T <= K` gives all frames and draws nothing; a draw depends on the logits (or a
+rule's scores) and the seed alone, not on what else the actor was asked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from actors.supervised import Pooled
 from learners.config import SamplerConfig
 from learners.plackett_luce import entropy, log_prob, sample
 from services.schema import Selection
-from services.selection import RULES
+from services.selection import RULES, check_finite, choose
 from services.selection.topk import topk_frames
 from services.selection.uniform import uniform_frames
 from services.weights import SAMPLER, read_version
@@ -54,16 +54,17 @@ class SelectorActor(Pooled):
         """K frames for `similarity` [Q, T]: drawn with `seed`, or the K largest logits when it is None (test time).
 
         A network that prefers no frame, as before training, then takes uniform ones.
+        Raises TrainingError for a cosine that is not a number.
         """
-        num_frames, rule = similarity.shape[1], RULES.get(self._config.kind)
-        logits = self._logits(similarity) if rule is None else torch.from_numpy(similarity.mean(0))
-        spread = float(entropy(logits[None])[0])
+        check_finite(similarity)
+        num_frames, kind = similarity.shape[1], self._config.kind
+        logits = torch.from_numpy(similarity.mean(0)) if kind in RULES else self._logits(similarity)
         draw: tuple[int, ...] = ()
         score = None
-        if num_frames <= budget:
+        if kind in RULES:
+            frames = choose(kind, similarity, budget, seed)
+        elif num_frames <= budget:
             frames = tuple(range(num_frames))
-        elif rule is not None:
-            frames = rule(similarity, budget)
         elif seed is None:
             is_flat = logits.min() == logits.max()
             frames = uniform_frames(num_frames, budget) if is_flat else topk_frames(logits.numpy(), budget)
@@ -72,7 +73,7 @@ class SelectorActor(Pooled):
             score = float(log_prob(logits[None], chosen[None])[0])
             draw = tuple(chosen.tolist())
             frames = tuple(sorted(draw))
-        return Selection(frames, draw, score, spread, similarity, self.version)
+        return Selection(frames, draw, score, float(entropy(logits[None])[0]), similarity, self.version)
 
     def _logits(self, similarity: np.ndarray) -> torch.Tensor:
         """The network's logit of every frame, [T]."""

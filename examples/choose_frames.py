@@ -15,7 +15,7 @@ from services.clip import ClipEncoder
 from services.config import DataConfig, FramesConfig
 from services.embeddings import similarity
 from services.frames import FrameCache
-from services.selection import RULES
+from services.selection import choose
 
 path, sentence = sys.argv[1:3]
 folder = Path(sys.argv[3]) if len(sys.argv) > 3 else Path(".")
@@ -28,7 +28,7 @@ clip = ClipEncoder(str(MODELS / "clip"), pretrained="", dtype="float32", resize=
 cosines = similarity(clip.encode_texts([sentence]), clip.encode_frames(frames))  # [1, T]
 
 folder.mkdir(parents=True, exist_ok=True)
-for second in RULES["topk"](cosines, 4):
+for second in choose("topk", cosines, 4):
     picture = folder / f"{second:05d}.png"
     Image.fromarray(frames[second]).save(picture)
     print(f"{picture}  cosine {cosines[0, second]:.3f}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def topk(similarity: np.ndarray, budget: int) -> tuple[int, ...]:
+def topk(similarity: np.ndarray, budget: int, seed: int) -> tuple[int, ...]:
     """`topk_frames` of the mean of the query rows of `similarity` [Q, T]."""
     return topk_frames(similarity.mean(0), budget)
 

@@ -8,19 +8,12 @@ import pytest
 from actors.config import SelectorConfig
 from actors.selector import SelectorActor
 from learners.config import SamplerConfig
-from services.selection.topk import topk_frames
+from services.errors import TrainingError
+from services.selection import choose
 from services.selection.uniform import uniform_frames
 from services.weights import SAMPLER, create_store, write_bucket
 
 SIMILARITY = np.random.default_rng(0).normal(0.2, 0.05, (2, 50)).astype(np.float32)
-
-
-def test_uniform_and_topk() -> None:
-    assert uniform_frames(100, 4) == (0, 33, 66, 99)
-    assert uniform_frames(3, 4) == (0, 1, 2)
-    assert uniform_frames(10, 1) == (0,)
-    assert topk_frames(np.array([0.1, 0.9, 0.3, 0.9]), 2) == (1, 3)
-    assert topk_frames(np.array([0.5, 0.5, 0.5]), 2) == (0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +62,20 @@ def test_new_weights(ray_cluster: None) -> None:
     assert (one.draw, one.log_prob, one.version) == (two.draw, two.log_prob, 4)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "topk"])
-def test_selectors_without_a_network(ray_cluster: None, kind: str) -> None:
-    actor = SelectorActor(SelectorConfig(kind=kind), SamplerConfig(channels=(8,)), 0, create_store(f"store-{kind}"))
-    actor.ready()
-    expected = {"uniform": uniform_frames(50, 8), "topk": topk_frames(SIMILARITY.mean(0), 8)}[kind]
-    selection = actor.select(SIMILARITY, 8, 1)
-    assert selection.frames == expected
-    assert (selection.draw, selection.log_prob) == ((), None)
+@pytest.mark.parametrize("kind", ["unet", "qframe"])
+def test_a_cosine_that_is_no_number_ends_the_run(kind: str) -> None:
+    actor = SelectorActor(SelectorConfig(kind=kind), SamplerConfig(channels=(8,)), 0, store=None)
+    broken = SIMILARITY.copy()
+    broken[1, 3] = np.nan
+    for seed in (1, None):
+        with pytest.raises(TrainingError, match="query 2 with frame 3 is nan"):
+            actor.select(broken, 8, seed)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "topk", "qframe"])
+def test_selectors_without_a_network(kind: str) -> None:
+    actor = SelectorActor(SelectorConfig(kind=kind), SamplerConfig(channels=(8,)), 0, store=None)
+    for seed in (1, 2, None):
+        selection = actor.select(SIMILARITY, 8, seed)
+        assert selection.frames == choose(kind, SIMILARITY, 8, seed)
+        assert (selection.draw, selection.log_prob) == ((), None)

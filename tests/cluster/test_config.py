@@ -75,6 +75,11 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
             "train.group_size: 1 leaves no group to compare with; at least 2",
         ),
         (["--policy.train=false", "--selector.kind=uniform"], "leaves nothing to learn"),
+        (
+            ["--selector.kind=best"],
+            "selector.kind: Input should be 'unet', 'uniform', 'topk', 'bin-max', 'bolt', 'bolt-longvideobench', 'aks', "
+            "'aks-longvideobench', 'qframe' or 'tcs'",
+        ),
         (["--sampler.objective=difficulty"], "sampler.objective: difficulty is stage 1"),
         (["--rollout.max_model_len=40"], "rollout.max_model_len: 40 cannot hold 16 visual tokens"),
         (["--train.validate_budgets=[4, 9]"], "train.validate_budgets: 4, 9; each from 1 to frames.budget, 8"),
