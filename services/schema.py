@@ -61,6 +61,9 @@ class Question:
     """Everything that must be seen to answer, each as the spans in which it is seen; empty when that is not known."""
     wanted_queries: tuple[str, ...] = ()
     """Queries that find the moments; empty when they are not known."""
+    moment_frames: tuple[int, ...] = ()
+    """Frames of the video file, by number from 0, each of which must be seen: moments whose seconds depend on the file's frame
+    rate (`services/questions/evidence.py`). Empty when `moments` says it, or nothing does."""
 
 
 def label(question: Question) -> str:

@@ -71,6 +71,20 @@ def read_with_pyav(path: str, max_tokens: int, write: Write) -> bool:
     return True
 
 
+def frame_rate(path: str) -> float:
+    """Frames per second, as the container states them: the mean where they vary. Decodes nothing.
+
+    Raises VideoError when the file cannot be read, or does not say.
+    """
+    if is_animated_webp(path):
+        raise VideoError(f"{path}: an animated WebP has no frame rate")
+    with says_why(path), opened(path, set()) as track:
+        rate = track.stream.average_rate or track.stream.guessed_rate
+        if not rate:
+            raise VideoError("does not say its frame rate")
+        return float(rate)
+
+
 def _pyav_frames(path: str, max_tokens: int, notes: set[str]) -> Iterator[Frame]:
     """The candidate frames. Raises VideoError."""
     with says_why(path), opened(path, notes) as track:

@@ -1,14 +1,19 @@
-"""The evidence of a question, that is where its answer lies: how its columns are read, and how much of it a trajectory met.
+"""The evidence of a question, that is where its answer lies: how its columns are read, and how much of it a choice met.
 
-Evidence is a `Question`'s `moments` and `wanted_queries`. Either may be empty: not known. Nothing learns from them; validation
-measures whether the right moments were seen and the right queries asked.
+Evidence is a `Question`'s `moments` (or `moment_frames`, until the video's frame rate makes moments of them) and
+`wanted_queries`. Any may be empty: not known. Nothing learns from them; validation measures whether the right moments were seen
+and the right queries asked, and the choices of selectors are compared by them without an MLLM.
+
+Candidate frame `i` stands for the second around `i`: it shows what happens from `i - 0.5` to `i + 0.5`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from services.questions.rows import Row, names, wrong
+from services.questions.rows import Row, names, whole, wrong
 from services.schema import Question, Span
 
 _MOMENTS = "a list of moments, each [start, end] in seconds with 0 <= start <= end or a list of such spans; or null"
@@ -53,12 +58,65 @@ def wanted_queries(row: Row, field: str) -> tuple[str, ...]:
     return queries
 
 
+def moment_frames(row: Row, field: str) -> tuple[int, ...]:
+    """The numbers of frames in a row's `field`; empty when there is none. Raises WrongRow."""
+    found = () if row.get(field) is None else frame_numbers(row[field])
+    if found is None:
+        raise wrong(row, field, "a list of frame numbers from 0, or null")
+    return found
+
+
+def frame_numbers(value: object) -> tuple[int, ...] | None:
+    """A list of frame numbers from 0; None when it is none."""
+    numbers = [whole(part) for part in value] if isinstance(value, list) else [None]
+    found = tuple(number for number in numbers if number is not None and number >= 0)
+    return found if len(found) == len(numbers) else None
+
+
+def with_moments(question: Question, frame_rate: float) -> Question:
+    """The question with a moment for each of its `moment_frames`, in a video of `frame_rate` frames per second; one whose
+    moments are known stays as it is."""
+    if question.moments:
+        return question
+    seconds = [number / frame_rate for number in question.moment_frames]
+    return replace(question, moments=tuple(((second, second),) for second in seconds))
+
+
 def share_seen(question: Question, frames: Sequence[int]) -> float:
-    """Share of the moments that one of `frames` shows; frame `i` stands for the second around `i`."""
-    seen = [
-        any(start - 0.5 <= frame <= end + 0.5 for start, end in spans for frame in frames) for spans in question.moments
+    """Recall@K: the share of the moments that one of the K `frames` shows."""
+    return sum(distance == 0.0 for distance in _distances(question, frames)) / len(question.moments)
+
+
+def gap(question: Question, frames: Sequence[int]) -> float:
+    """Seconds between a moment and the nearest second that one of `frames` stands for, the mean over the moments; a moment that
+    is seen counts 0."""
+    return math.fsum(_distances(question, frames)) / len(question.moments)
+
+
+def coverage(question: Question, frames: Sequence[int], num_frames: int) -> float:
+    """Share of those of T = `num_frames` candidates showing a moment that are among `frames`; 0 when none shows one."""
+    spans = [span for spans in question.moments for span in spans]
+    showing = {frame for frame in range(num_frames) if any(_distance(frame, span) == 0.0 for span in spans)}
+    return len(showing.intersection(frames)) / len(showing) if showing else 0.0
+
+
+def num_unreachable(question: Question, num_frames: int) -> int:
+    """How many moments no candidate frame shows, of T = `num_frames`: they lie beyond the video, or in its last half second."""
+    return sum(distance > 0.0 for distance in _distances(question, range(num_frames)))
+
+
+def _distances(question: Question, frames: Sequence[int]) -> list[float]:
+    """For each moment the seconds from it to the nearest second that one of `frames` stands for."""
+    return [
+        min((_distance(frame, span) for span in spans for frame in frames), default=math.inf)
+        for spans in question.moments
     ]
-    return sum(seen) / len(seen)
+
+
+def _distance(frame: int, span: Span) -> float:
+    """Seconds between a span and the second that a frame stands for; 0 when they meet."""
+    start, end = span
+    return max(0.0, start - 0.5 - frame, frame - 0.5 - end)
 
 
 def share_asked(question: Question, queries: Sequence[str]) -> float:

@@ -2,10 +2,13 @@
 
 Reported by `duration_group` (15, 60, 600 or 3600 seconds), and by `question_category` and `level` where the file has them.
 As released, videos are in `videos/` and subtitles in `subtitles/` beside the file. The test split has no answers.
+`position` is read as numbers of the video's own frames which the question refers to (ours: the authors do not say what it is;
+all numbers fit 25 frames per second). One that cannot be read so is taken as not known.
 """
 
 from __future__ import annotations
 
+from services.questions.evidence import frame_numbers
 from services.questions.rows import (
     Format,
     NoQuestion,
@@ -50,10 +53,11 @@ def _question(row: Row, place: Place) -> Question:
         group=(str(group), *labels(row, _REPORTED)),
         subtitles=place.find(subtitles, _SUBTITLES) if (subtitles := optional_text(row, "subtitle_path")) else None,
         subtitle_offset=number(row, "starting_timestamp_for_subtitles", "a number of seconds"),
+        moment_frames=frame_numbers(row.get("position")) or (),
     )
 
 
 _SIGNATURE = ("id", "video_path", "question", "duration_group")
-_COLUMNS = (*_SIGNATURE, "correct_choice", "subtitle_path", "starting_timestamp_for_subtitles", *_REPORTED)
+_COLUMNS = (*_SIGNATURE, "correct_choice", "subtitle_path", "starting_timestamp_for_subtitles", "position", *_REPORTED)
 LONGVIDEOBENCH = Format("LongVideoBench", (*_SIGNATURE, "candidates"), (*_COLUMNS, "candidates"), _question)
 LONGVIDEOBENCH_PARQUET = Format("LongVideoBench", (*_SIGNATURE, "option0"), (*_COLUMNS, *_OPTIONS), _question)

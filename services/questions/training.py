@@ -16,6 +16,7 @@
 | `subtitle_offset` | number or null | optional: seconds on the subtitles' clock at which the video starts |
 | `moments` | list or null | optional: what must be seen, each thing as `[start, end]` in seconds, or as a list of such spans |
 | `wanted_queries` | list of strings or null | optional: queries that find the moments |
+| `moment_frames` | list of integers or null | optional: in place of `moments`, numbers of the video's own frames from 0 |
 
 Other columns are ignored.
 """
@@ -32,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.errors import UserError
-from services.questions.evidence import moments, wanted_queries
+from services.questions.evidence import moment_frames, moments, wanted_queries
 from services.questions.rows import (
     Format,
     Place,
@@ -66,6 +67,7 @@ SCHEMA = pa.schema(
         ("subtitle_offset", pa.float64()),
         ("moments", pa.list_(pa.list_(pa.list_(pa.float64())))),
         ("wanted_queries", pa.list_(pa.string())),
+        ("moment_frames", pa.list_(pa.int64())),
     ]
 )
 
@@ -130,6 +132,7 @@ def _question(row: Row, place: Place) -> Question:
         subtitle_offset=number(row, "subtitle_offset", "a number of seconds, or null"),
         moments=moments(row, "moments"),
         wanted_queries=wanted_queries(row, "wanted_queries"),
+        moment_frames=moment_frames(row, "moment_frames"),
     )
 
 

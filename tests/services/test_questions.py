@@ -11,7 +11,6 @@ import pytest
 
 from services.errors import UserError
 from services.questions import read_questions, write_questions
-from services.questions.evidence import share_seen
 from services.schema import Question
 
 ROW = {"id": "a", "video": "v/1.mp4", "question": "What?", "options": ["red", "blue", "none"], "answer": "B"}
@@ -70,12 +69,9 @@ def test_evidence(moments, file):
     assert question.wanted_queries == ("a red star",)
 
 
-@pytest.mark.parametrize(
-    ("frames", "share"), [([], 0.0), ([0, 5], 0.0), ([1], 0.5), ([3], 0.5), ([9], 0.5), ([2, 9], 1.0), ([7, 12], 0.5)]
-)
-def test_a_frame_shows_the_second_around_it(frames, share):
-    moments = (((1.2, 2.5),), ((7.0, 7.0), (9.1, 9.2), (12.0, 20.0)))
-    assert share_seen(Question("a", "/v.mp4", "?", ("x", "y"), "A", moments=moments), frames) == share
+def test_evidence_by_frame_numbers(file):
+    (question,) = read_questions(write(file, [{**ROW, "moment_frames": [0, 50]}]))
+    assert question.moment_frames == (0, 50)
 
 
 def test_written_is_read_back(file):
@@ -85,6 +81,7 @@ def test_written_is_read_back(file):
         Question("c", "/v/3.mp4", "Who?", ("x", "y"), "B", group=("a", "b"), subtitles="/s.srt", subtitle_offset=1.5),
         Question("d", "/v/4.mp4", "?", ("x", "y"), "A", moments=(((0.0, 1.5), (3.0, 4.0)), ((2.0, 2.0),))),
         Question("e", "/v/5.mp4", "?", ("x", "y"), "A", wanted_queries=("a cat", "a dog")),
+        Question("f", "/v/6.mp4", "?", ("x", "y"), "A", moment_frames=(25, 7)),
     ]
     write_questions(questions, file)
     assert read_questions(file) == questions
@@ -123,6 +120,9 @@ def test_written_is_read_back(file):
         ({"moments": [[1, 2, 3]]}, "moments", "[start, end] in seconds"),
         ({"moments": [[[1, 2]], []]}, "moments", "a list of such spans"),
         ({"moments": [["00:01", "00:02"]]}, "moments", "[start, end] in seconds"),
+        ({"moment_frames": 7}, "moment_frames", "a list of frame numbers from 0"),
+        ({"moment_frames": [1.5]}, "moment_frames", "a list of frame numbers from 0"),
+        ({"moment_frames": [-1]}, "moment_frames", "a list of frame numbers from 0"),
         ({"wanted_queries": "a cat"}, "wanted_queries", "list of non-empty strings"),
         ({"wanted_queries": ["a cat", " "]}, "wanted_queries", "list of non-empty strings"),
     ],

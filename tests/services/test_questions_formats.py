@@ -103,6 +103,7 @@ def test_benchmark_rows_word_for_word():
         data_source="LongVideoBench",
         group=("600", "category: T2A", "level: L1-Perception"),
         subtitles="/videos/9PD3ciudpIE_en.json",
+        moment_frames=(3068,),
     )
     assert question("lvbench_video_info.meta.jsonl", 19) == Question(
         "115",
@@ -117,6 +118,7 @@ def test_benchmark_rows_word_for_word():
         "D",
         data_source="LVBench",
         group=("summarization", "temporal grounding"),
+        moments=(((118.0, 166.0),),),
     )
     assert question("mlvu_4_count.json", 1) == Question(
         "mlvu_4_count-2",
@@ -236,6 +238,37 @@ def test_mlvu_candidates_that_say_the_same_or_nothing(tmp_path):
     rows[1] |= {"candidates": ["", "There is one", "There is none", ""], "answer": "There is none"}
     read = read_questions(save(tmp_path / "x.json", rows))
     assert [one.answer for one in read] == ["B", "C"] and read[1].options[0] == ""
+
+
+@pytest.mark.parametrize(
+    ("reference", "moments"),
+    [
+        ("00:15-00:19", (((15.0, 19.0),),)),
+        ("22:42-22:42", (((1362.0, 1362.0),),)),
+        ("59:04-63:48", (((3544.0, 3828.0),),)),
+        ("59:04 - 1:03:48", (((3544.0, 3828.0),),)),
+        ("33:52-33:46", ()),  # as released
+        ("33:52", ()),
+        ("0:61-2:00", ()),
+        (None, ()),
+        (["00:15", "00:19"], ()),
+    ],
+)
+def test_lvbench_says_where_the_answer_lies(reference, moments, tmp_path):
+    rows = rows_of("lvbench_video_info.meta.jsonl")[:1]
+    rows[0]["qa"] = [rows[0]["qa"][0] | {"time_reference": reference}]
+    (read,) = read_questions(save(tmp_path / "x.jsonl", rows))
+    assert read.moments == moments
+
+
+@pytest.mark.parametrize(
+    ("position", "frames"),
+    [([8438, 8450.0], (8438, 8450)), ([], ()), (None, ()), ([-1, 4], ()), ("7", ()), ([1.5], ())],
+)
+def test_longvideobench_names_frames(position, frames, tmp_path):
+    row = rows_of("longvideobench_val.json")[0] | {"position": position}
+    (read,) = read_questions(save(tmp_path / "x.json", [row]))
+    assert read.moment_frames == frames
 
 
 def test_lvbench_ids_may_be_numbers(tmp_path):

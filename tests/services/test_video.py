@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from services import video as module
 from services.candidates import EPSILON, Frame, each_second
 from services.decode_process import DecodeProcess
 from services.errors import DecoderLost, VideoError
-from services.video import decode, read_with_decord, read_with_pyav
+from services.video import decode, frame_rate, read_with_decord, read_with_pyav
 from services.visual import frame_size
 from tests.services.odd_videos import ten_hours, write_video
 
@@ -334,3 +335,13 @@ if __name__ == "__main__":
     process.decode(str(video), TOKENS, partial(save, tmp_path / "a"), 60)
     maps = Path(f"/proc/{process.pid}/maps").read_text()
     assert "libavcodec" in maps and "libtorch" not in maps and "_raylet" not in maps
+
+
+def test_frame_rate(tmp_path: Path) -> None:
+    even = write_video(tmp_path / "even.mp4", np.arange(50) / 25, tick=Fraction(1, 25))
+    uneven = write_video(tmp_path / "uneven.mp4", [*np.arange(10) / 10, *np.arange(1, 3, 0.05)])
+    assert frame_rate(str(even)) == pytest.approx(25)
+    assert frame_rate(str(uneven)) == pytest.approx(50 / 3, rel=0.05), "50 frames in 3 seconds"
+    (tmp_path / "no.mp4").write_bytes(b"no video")
+    with pytest.raises(VideoError, match="no.mp4: not a readable video"):
+        frame_rate(str(tmp_path / "no.mp4"))
