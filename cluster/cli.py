@@ -209,7 +209,8 @@ def _train(options: argparse.Namespace, rest: list[str]) -> None:
         given = {"data.questions": questions, "data.validation": held_out}
         check = partial(check_goes_on, config=config, questions=given)
         bucket = config.train.checkpoint_bucket
-        checkpoint = go_on_from(run_dir, asked, bucket, check, console.print) if resumes else None
+        report = partial(console.print, soft_wrap=True, markup=False)  # a path is said as it is, in one line
+        checkpoint = go_on_from(run_dir, asked, bucket, check, report) if resumes else None
         asyncio.run(train(config, questions, held_out, run_dir.absolute(), console, checkpoint))
     console.print(f"run folder: {run_dir}  (open {run_dir / 'report.html'})", soft_wrap=True)
 

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from services import jsonl
-from services.checkpoints import latest_checkpoint
+from services.checkpoints import checkpoints, latest_checkpoint
+from tests.full_disk import SmallDisk
 
 PATIENCE = 900.0
 """Seconds after which a run that should have come somewhere is taken for hung."""
@@ -56,6 +57,11 @@ def validates(run_dir: Path, driver: psutil.Process) -> bool:
     return step > 0 and step % 2 == 0 and newest(run_dir, "validation.jsonl") < step
 
 
+def saved(step: int) -> Phase:
+    """The checkpoint of that step is whole."""
+    return lambda run_dir, driver: step in checkpoints(run_dir)
+
+
 def writes_checkpoint(run_dir: Path, driver: psutil.Process) -> bool:
     """A checkpoint is half-written."""
     return any((run_dir / "checkpoints").glob("*.partial"))
@@ -64,11 +70,12 @@ def writes_checkpoint(run_dir: Path, driver: psutil.Process) -> bool:
 class Training:
     """A training as a process, with all that it starts."""
 
-    def __init__(self, run_dir: Path, *arguments: str) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, *arguments: str, disk: SmallDisk | None = None) -> None:
+        """`disk`: the file system that it sees besides."""
+        self.run_dir = disk.seen(run_dir) if disk else run_dir
         heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a suite in the background ignores
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.cli", "train", f"--run_dir={run_dir}", *arguments],
+            [*(disk.prefix if disk else ()), sys.executable, "-m", "cluster.cli", "train", f"--run_dir={run_dir}", *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed,
         )  # fmt: skip
         self.driver = psutil.Process(self._process.pid)
