@@ -51,12 +51,14 @@ def answer_messages(
     seconds: Sequence[float] = (),
     subtitles: Sequence[Subtitle] = (),
     shown_as: ShownAs = "video",
+    request: str | None = None,
 ) -> list[Message]:
-    """Messages of the answer turn: the key frames, the question, the request for one letter.
+    """Messages of the answer turn: the key frames, the question, the request for one letter. `request`: the text that asks it
+    all, in place of ours.
 
     Images stand behind their `seconds`, with the `subtitles` between them; a video has its subtitles, in time order, behind it.
     """
-    request = f"{_with_options(question)}\nAnswer with the letter of the right option as <answer>X</answer>."
+    ours = f"{_with_options(question)}\nAnswer with the letter of the right option as <answer>X</answer>."
     parts: list[Part] = []
     if shown_as == "video":
         spoken = "".join(f"{subtitle.start:.0f} s: {subtitle.text}\n" for subtitle in subtitles)
@@ -67,7 +69,7 @@ def answer_messages(
                 parts += [_text(f"{seconds[part[1]]:g} s: "), IMAGE, _text("\n")]
             else:
                 parts.append(_text(f"Subtitle: {part[1]}\n"))
-    return _user(*parts, _text(request))
+    return _user(*parts, _text(ours if request is None else request))
 
 
 def parse_queries(reply: str, max_queries: int = 4) -> tuple[tuple[str, ...], bool]:

@@ -77,14 +77,18 @@ class Turns:
         texts = parsed if parsed and self._prompts.ask_clip == "queries" else (question.question,)
         return Queries(turn, texts, not parsed, formatted)
 
-    async def answer(self, question: Question, frames: Iterable[int], seed: int | None) -> Answer:
-        """The answer turn: the key `frames` of the video, subtitles if asked for, and the request for a letter.
+    async def answer(
+        self, question: Question, frames: Iterable[int], seed: int | None, request: str | None = None
+    ) -> Answer:
+        """The answer turn: the key `frames` of the video, subtitles if asked for, and the request for a letter (`request` in
+        place of ours, if one is given).
 
         Raises QuestionError when the subtitles cannot be read, or the prompt does not fit the engine.
         """
         video = self.videos[question.video]
         visual = visual_input(video, frames, self._frames.tokens_per_frame, self._frames.shown_as)
-        messages = answer_messages(question, visual.frames, self._subtitles(question, video, visual), visual.shown_as)
+        subtitles = self._subtitles(question, video, visual)
+        messages = answer_messages(question, visual.frames, subtitles, visual.shown_as, request)
         turn = await self._generate(question, messages, visual, self._rollout.answer_tokens, seed)
         return Answer(turn, *parse_answer(turn.text, len(question.options)))
 

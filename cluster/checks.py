@@ -23,7 +23,6 @@ def check_inputs(config: Config) -> None:
 
     Hub names are left to the loaders.
     """
-    model, clip = config.policy.model, config.embedder.model
     own_terms(config.rewards.extra)
     check_loss(config.policy)
     check_trackers(config.train.trackers)
@@ -31,6 +30,12 @@ def check_inputs(config: Config) -> None:
         file: Path | None = getattr(config.data, field)
         if file is not None and not file.is_file():
             raise UserError(f"data.{field}: {file}: no such file; name a file of questions (docs/data.md)")
+    check_models(config)
+
+
+def check_models(config: Config) -> None:
+    """Raises UserError for a sampler, an MLLM or a CLIP that could not be used."""
+    model, clip = config.policy.model, config.embedder.model
     if config.sampler.checkpoint is not None:
         load_sampler(config.sampler.checkpoint, config.sampler.channels)
     if is_folder(model):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cluster.evaluation.setting import Setting
     from services.scoring import Prediction
 
 
@@ -25,6 +26,32 @@ def add_commands(commands: Any, path: Callable[[str], Path]) -> None:
         "--annotations", nargs="+", type=path, metavar="FILE", help="check that the predictions are of these questions"
     )
     score.set_defaults(command=_score)
+
+    evaluate = commands.add_parser("evaluate", help="answer a benchmark from the frames of selectors, and score it")
+    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help="videomme, longvideobench, …")
+    evaluate.add_argument(
+        "--annotations", required=True, nargs="+", type=path, metavar="FILE", help="its official files of questions"
+    )
+    evaluate.add_argument("--videos", required=True, type=path, metavar="DIR", help="the folder of its videos")
+    evaluate.add_argument(
+        "--selector",
+        required=True,
+        metavar="S[,S…]",
+        help="values of selector.kind, each perhaps with @queries or @question",
+    )
+    evaluate.add_argument("--frames", required=True, metavar="K[,K…]", help="frame budgets")
+    networks = evaluate.add_mutually_exclusive_group()
+    networks.add_argument(
+        "--checkpoint", type=path, metavar="RUN", help="a run's folder, or one of its checkpoints/step-N"
+    )
+    networks.add_argument("--model", help="the MLLM, in place of the recipe's; without both the toy world's small ones")
+    evaluate.add_argument("--recipe", type=path, help="decides frame size, CLIP, actors; fields as in train")
+    evaluate.add_argument("--prompt", default="ours", metavar="NAME", help="ours (default), official or lmms")
+    evaluate.add_argument("--visual-tokens", type=int, metavar="N", help="of every answer turn, whatever its budget")
+    evaluate.add_argument("--out", type=path, metavar="DIR", help="folder of the results: runs/evaluation-NAME")
+    evaluate.add_argument("--skip-missing", action="store_true", help="leave out questions whose video is not there")
+    evaluate.add_argument("--dry-run", action="store_true", help="say what would be done; start nothing")
+    evaluate.set_defaults(command=_evaluate)
 
 
 def _score(options: argparse.Namespace, rest: list[str]) -> None:
@@ -43,6 +70,58 @@ def _score(options: argparse.Namespace, rest: list[str]) -> None:
         if missing := check_questions(options.predictions, rows, names, questions):
             console.print(f"{len(missing)} of {len(questions)} questions have no prediction, such as {missing[0]}")
     publish(rows, options.out or options.predictions.with_name("scores.json"), console)
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+
+    from cluster.evaluation.dry_run import describe
+    from cluster.evaluation.evaluate import evaluate
+    from cluster.evaluation.samples import Keys, Samples, samples_in
+    from services.scoring import check_questions, read_predictions
+
+    setting = _setting(options, rest)
+    keys, console = Keys(setting), Console()
+    out = options.out or Path("runs") / f"evaluation-{options.benchmark}"
+    if options.dry_run:
+        describe(setting, keys, Samples(out), console)
+        return
+    questions = setting.without_missing(options.skip_missing)
+    with samples_in(out) as samples:
+        if samples.predictions.exists():
+            old, names = read_predictions(samples.predictions), ", ".join(map(str, options.annotations))
+            check_questions(samples.predictions, old, names, setting.questions)
+        try:
+            rows = evaluate(setting, keys, questions, samples, console)
+        except KeyboardInterrupt:
+            console.print(
+                f"{samples.count} samples are in {out}; the same command goes on", soft_wrap=True, markup=False
+            )
+            raise
+        samples.write(rows)
+        console.print(f"predictions: {samples.predictions}", "", soft_wrap=True, markup=False)
+        publish(rows, out / "scores.json", console)
+
+
+def _setting(options: argparse.Namespace, rest: list[str]) -> Setting:
+    """What the options ask for. Raises UserError for whatever cannot be."""
+    from cluster.evaluation.setting import budgets, loader, selectors, settle
+    from services.errors import UserError
+    from services.scoring import BENCHMARKS, PROMPTS
+
+    for option, value, valid in (("benchmark", options.benchmark, BENCHMARKS), ("prompt", options.prompt, PROMPTS)):
+        if value not in valid:
+            raise UserError(f"--{option}={value}: valid: {', '.join(valid)}")
+    return settle(
+        options.benchmark,
+        options.annotations,
+        options.videos,
+        options.prompt,
+        selectors(options.selector),
+        budgets(options.frames),
+        options.visual_tokens,
+        loader(options.recipe, options.checkpoint, options.model, rest),
+    )
 
 
 def publish(rows: list[Prediction], out: Path, console: Console) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from services.scoring import RULES
 
 MAIN = "lenient"
-"""The rule by which selectors are compared on the console; the JSON has every rule."""
+"""The rule by which selectors are compared on the console; the JSON has every rule, every budget and every pair."""
 KINDS = {"micro": "all questions", "macro": "mean over labels", "groups": "mean score of groups"}
 Scores = Mapping[str, Any]
 
@@ -88,20 +88,21 @@ def _budgets(scores: Scores) -> Iterator[Table]:
 
 
 def _breakdowns(scores: Scores) -> Iterator[Table]:
-    """Accuracy of the labels of each dimension that has several, strict and lenient."""
-    results = scores["results"]
-    cells = [f"{result['selector']} {result['budget']}" for result in results]
+    """Accuracy of the labels of each dimension that has several, strict and lenient, at the largest budget."""
+    most = max(result["budget"] for result in scores["results"])
+    results = [result for result in scores["results"] if result["budget"] == most]
+    cells, at = [result["selector"] for result in results], f"at {most} frames, in %: strict / lenient"
     for dimension, members in results[0]["breakdown"].items():
         if len(members) < 2:
             continue
-        table = _table(dimension, "questions", *cells, title=f"By {dimension}, in %: strict / lenient")
+        table = _table(dimension, "questions", *cells, title=f"By {dimension} {at}")
         for name, first in members.items():
             parts = [result["breakdown"][dimension][name] for result in results]
             shown = [f"{_percent(part['strict'])} / {_percent(part['lenient'])}" for part in parts]
             table.add_row(Text(name), str(first["questions"]), *shown)
         yield table
     if scores["headline"] == "groups":
-        table = _table("groups of four", *cells, title="Mean score of groups, in %: strict / lenient")
+        table = _table("groups of four", *cells, title=f"Mean score of groups {at}")
         for name in results[0]["rules"][MAIN]["groups"]["labels"]:
             both = [
                 [result["rules"][rule]["groups"]["labels"][name] for rule in ("strict", MAIN)] for result in results
@@ -111,13 +112,16 @@ def _breakdowns(scores: Scores) -> Iterator[Table]:
 
 
 def _comparisons(scores: Scores) -> Iterator[Table]:
-    """Each two selectors at one budget, on the questions that one of them alone answers right."""
-    compared: Sequence[Scores] = [one for one in scores["comparisons"] if one["rule"] == MAIN]
+    """The first selector and each other at one budget, on the questions that one of them alone answers right."""
+    first = scores["results"][0]["selector"]
+    compared: Sequence[Scores] = [
+        one for one in scores["comparisons"] if one["rule"] == MAIN and one["selector"] == first
+    ]
     if not compared:
         return
     columns = ("selectors", "frames", "difference in points", "only the first right", "only the second", "p")
     caption = "p: exact two-sided McNemar test, of one pair; of many pairs some are below 0.05 by chance"
-    table = _table(*columns, title=f"Pairs of selectors, {MAIN}", caption=caption)
+    table = _table(*columns, title=f"The first selector and each other, {MAIN}", caption=caption)
     for one in compared:
         pair = Text(f"{one['selector']} – {one['other']}")
         difference = _percent({"accuracy": one["difference"], "interval": one["interval"]}, interval=True, sign="+")

@@ -149,7 +149,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         "group type",
         "groups",
     ),
-    "training": Benchmark("training format", (), Style(None, lenient), Style(None, ranked(LETTERS)), "group"),
+    "training": Benchmark("training format", (), Style(None, lenient), Style(None, ranked("ABCDEFGH")), "group"),
 }
 """What `--benchmark` takes. `training` is any other file of questions, asked as in training."""
 

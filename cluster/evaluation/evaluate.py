@@ -1,0 +1,158 @@
+"""`msjoe evaluate`: every question answered from the frames of every selector at every budget, on the actors.
+
+Invariants: what is known is never asked again, and nothing starts when all is known; a bounded number of questions is in
+flight, however many there are, and of each only similarities and texts are held here, never a pixel; nothing is sampled. Two
+selectors that take the same frames of a question share one answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from actors.embedder import EmbedderActor
+from actors.selector import SelectorActor
+from actors.turns import Turns
+from cluster.evaluation.samples import Keys, Sample, Samples, settled
+from cluster.evaluation.setting import Cell, Setting
+from cluster.preparing.prepare import prepare
+from cluster.questions.left_out import settle_subtitles
+from cluster.training.fleet import BATCHES, Fleet, fleet
+from cluster.training.placement import Part
+from services.errors import QuestionError
+from services.frames import FrameCache
+from services.schema import Question, Video
+from services.scoring import Prediction, request
+from services.selection import choose
+
+PROGRESS = (TextColumn("answering"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+Work = tuple[Question, Sequence[Cell]]
+"""A question and the cells that it is still to be answered in."""
+
+
+def evaluate(
+    setting: Setting, keys: Keys, questions: Sequence[Question], samples: Samples, console: Console
+) -> list[Prediction]:
+    """The predictions of `questions` in every cell, in a fixed order; those that are not among `samples` are made now."""
+    paths = list(dict.fromkeys(question.video for question in questions))
+    prepared = prepare(setting.config, paths, console, verify=False, retry=False)
+    unreadable = {one.path: one.reason for one in prepared if one.status == "quarantined"}
+    cache = FrameCache.of(setting.config.data, setting.config.frames)
+    found = {path: cache.find(path) for path in paths if path not in unreadable}
+    videos = {path: video for path, video in found.items() if video}
+
+    asked, unheard = settle_subtitles(questions, setting.config.prompts)
+    for loss in unheard:
+        console.print(f"{loss.question.id}: no subtitles: {loss.reason}", soft_wrap=True, markup=False)
+    reasons = {loss.question.id: loss.reason for loss in unheard if loss.question.id not in {one.id for one in asked}}
+    able = {question.id: question for question in asked if question.video in videos}
+    reasons |= {one.id: unreadable[one.video] for one in questions if one.video in unreadable}
+    missing = [work for question in able.values() if (work := _missing(setting, keys, question, videos, samples))[1]]
+    count, total = sum(len(cells) for _, cells in missing), len(able) * len(setting.cells)
+    console.print(f"{total - count} of {total} samples are known; asking {count}")
+    if missing:
+        asyncio.run(_ask(setting, keys, missing, videos, samples, console))
+    return settled(setting, keys, [able.get(one.id, one) for one in questions], videos, reasons, samples)
+
+
+def _missing(setting: Setting, keys: Keys, question: Question, videos: Mapping[str, Video], samples: Samples) -> Work:
+    def is_known(cell: Cell) -> bool:
+        key = keys.of(question, cell, videos[question.video])
+        return samples.find(key, keys.refused(key)) is not None
+
+    return question, [cell for cell in setting.cells if not is_known(cell)]
+
+
+async def _ask(
+    setting: Setting,
+    keys: Keys,
+    missing: Sequence[Work],
+    videos: Mapping[str, Video],
+    samples: Samples,
+    console: Console,
+) -> None:
+    """Make the missing samples, each kept as soon as it is there."""
+    config = setting.config
+    parts: list[Part] = ["rollouts", "embedders"]
+    if any(cell.selector.learns for cell in setting.cells):
+        parts.append("selectors")
+
+    def report(said: str) -> None:
+        console.print(said, soft_wrap=True, markup=False)
+
+    async with fleet(config, report, parts) as actors:
+        with Progress(*PROGRESS, console=console) as bar:
+            task = bar.add_task("", total=sum(len(cells) for _, cells in missing))
+            answering = Answering(setting, keys, videos, actors)
+
+            async def work(queue: Iterator[Work]) -> None:
+                for question, cells in queue:
+                    async for sample in answering.samples(question, cells):
+                        samples.add(sample)
+                        bar.advance(task)
+                        if sample.reply is None:
+                            report(f"{question.id} cannot be asked: {sample.reason}")
+
+            await _together(work, iter(missing), BATCHES * config.rollout.max_num_seqs * config.rollout.replicas)
+
+
+async def _together(work: Callable[[Iterator[Work]], Awaitable[None]], queue: Iterator[Work], workers: int) -> None:
+    """`work` on one queue, by so many workers; the first error ends all."""
+    tasks = [asyncio.ensure_future(work(queue)) for _ in range(workers)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Answering:
+    """Engines, CLIP and selectors, asked for samples."""
+
+    def __init__(self, setting: Setting, keys: Keys, videos: Mapping[str, Video], actors: Fleet) -> None:
+        self._setting, self._keys, self._videos, self._actors = setting, keys, videos, actors
+        self._turns = {cell.budget: actors.turns(cell.config, videos) for cell in setting.cells}
+
+    async def samples(self, question: Question, cells: Iterable[Cell]) -> AsyncIterator[Sample]:
+        """The question's sample in each of `cells`, one after the other; what two of them share is asked once."""
+        seen: dict[tuple[str, int], tuple[tuple[str, ...], np.ndarray]] = {}
+        answers: dict[tuple[int, tuple[int, ...]], Sample] = {}
+        for cell in cells:
+            key = self._keys.of(question, cell, self._videos[question.video])
+            turns, asks = self._turns[cell.budget], (cell.selector.asks, cell.budget)
+            try:
+                if asks not in seen:
+                    seen[asks] = await self._look(question, cell, turns)
+                texts, similarity = seen[asks]
+                frames = await self._choose(cell, similarity)
+                if (cell.budget, frames) not in answers:
+                    answers[cell.budget, frames] = await self._answer(question, frames, turns)
+                yield replace(answers[cell.budget, frames], key=key, queries=texts)
+            except QuestionError as error:
+                yield Sample(self._keys.refused(key), reason=str(error))
+
+    async def _look(self, question: Question, cell: Cell, turns: Turns) -> tuple[tuple[str, ...], np.ndarray]:
+        """What CLIP is asked, and its cosines [Q, T] with every candidate frame."""
+        texts: tuple[str, ...] = (question.question,)
+        if cell.selector.asks == "queries":
+            texts = (await turns.query(question, None)).texts
+        key = self._videos[question.video].key
+        return texts, await self._actors.embedders.call(EmbedderActor.similarity, key, texts)
+
+    async def _choose(self, cell: Cell, similarity: np.ndarray) -> tuple[int, ...]:
+        if not cell.selector.learns:
+            return tuple(map(int, choose(cell.selector.kind, similarity, cell.budget)))
+        selection = await self._actors.selectors.call(SelectorActor.select, similarity, cell.budget, None)
+        return tuple(map(int, selection.frames))
+
+    async def _answer(self, question: Question, frames: tuple[int, ...], turns: Turns) -> Sample:
+        asked = request(self._setting.benchmark, self._setting.prompt, question)
+        turn = (await turns.answer(question, frames, None, asked)).turn
+        assert turn.visual is not None
+        return Sample("", frames, turn.visual.num_tokens, (), turn.text)
