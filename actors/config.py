@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from services.config import Section
+from services.config import ProcessConfig, Section
 from services.selection import RULES
 
 if TYPE_CHECKING:
@@ -15,36 +15,16 @@ else:  # the sampler network, or any rule of the table
     Kind = Literal["unet", *RULES]
 
 
-class ActorConfig(Section):
+class ActorConfig(ProcessConfig):
     """Fields of every pool of actors."""
 
     replicas: int = Field(default=1, ge=1)
     """Number of actors in the pool."""
-    num_cpus: float = Field(default=1.0, gt=0)
-    """CPUs that Ray reserves for each actor."""
-    num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs that Ray reserves for each actor: 1 at most. A share, as 0.5, lets several actors use one GPU. For a rollout actor
-    with `tensor_parallel` above 1 these are the GPUs of each of its workers."""
-    threads: int = Field(default=1, ge=1)
-    """torch / OpenMP threads of each actor."""
     deadline: float = Field(default=600.0, gt=0)
     """Seconds that one call may take."""
-    start_deadline: float = Field(default=600.0, gt=0)
-    """Seconds that an actor may take to load its model."""
-    silent_after: float = Field(default=12.0, ge=2)
-    """Seconds without an answer to a probe after which an actor is taken for dead: its process is ended and replaced. Probes
-    run beside its work and are answered in milliseconds; a machine with far too much to do may need more patience."""
     hang_after: float = Field(default=120.0, ge=2)
     """Seconds in which an engine that has work may end no step and no update of its weights; then it is taken for hung, ended
     and replaced. It must be longer than any of these takes. Of other actors only a call past its `deadline` tells."""
-    restarts: int = Field(default=3, ge=0)
-    """How often an actor is replaced without that one of its replacements finishes a call. The second time in a row comes 1 s
-    after the death, each further one after twice as long. A run ends when a pool has no actor left."""
-
-    @property
-    def device(self) -> str:
-        """The device that the tensors are on: a GPU only if `num_gpus` asks for one, whatever the machine has."""
-        return "cuda" if self.num_gpus else "cpu"
 
     @property
     def actor_gpus(self) -> float:

@@ -19,9 +19,10 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import ActorConfig
-from actors.supervised import HEALTH, Places, Pooled
+from actors.supervised import Places, Pooled
 from services import remote
 from services.errors import ActorLost, TrainingError
+from services.probes import HEALTH
 from services.remote import AsyncMethod, Method, Parameters, Result
 
 BROADCASTS = 8

@@ -9,26 +9,27 @@ read here, from the frame cache, and go no further.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import ray
 from pydantic import ValidationError
 from ray.actor import ActorHandle
 
 from actors.config import RolloutConfig
 from actors.engine_loop import EngineLoop
-from actors.supervised import Pooled, beside_work
+from actors.supervised import Pooled
 from services.chat import Chat, Message
 from services.config import DataConfig, FramesConfig
 from services.errors import QuestionError, TrainingError, UserError
 from services.frames import FrameCache
+from services.probes import beside_work
 from services.schema import Turn, VisualInput
 from services.vision import PROCESSOR_KWARGS, engine_items, engine_names
 from services.visual import read_visual
-from services.weights import POLICY
+from services.weights import POLICY, newest_version
 
 PREFILL_TOKENS = 8192
 """Prompt tokens of one engine step, at least."""
@@ -104,14 +105,15 @@ class RolloutActor(Pooled):
         except ValueError as error:  # which is how vLLM says that a setting does not fit the model or the machine
             said = [one["msg"] for one in error.errors()] if isinstance(error, ValidationError) else [str(error)]
             raise UserError(f"vLLM refuses what rollout and policy.model ask for: {'; '.join(said)}") from error
+        # An engine that has lost a worker is of no use: the process ends with it, and the pool replaces both.
+        engine.model_executor.register_failure_callback(lambda: os._exit(1))
         engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {"store": store_name}})
         self._loop = EngineLoop(engine)
         # One thread keeps the order, and the processors are made for one.
         self._preparing = ThreadPoolExecutor(1, "preparing")
         self._set_version(0)
-        newest: Any = ray.get(store.manifest.remote(POLICY), timeout=config.deadline)
-        if newest is not None:  # training has begun before this actor
-            self._update(newest.version)
+        if newest := newest_version(store, POLICY, config.deadline):  # training has begun before this actor
+            self._update(newest)
 
     async def ready(self) -> int:
         """Start the engine, with the newest weights if there are any; the version it holds."""

@@ -7,7 +7,6 @@ rule's scores) and the seed alone, not on what else the actor was asked.
 from __future__ import annotations
 
 import numpy as np
-import ray
 import torch
 from ray.actor import ActorHandle
 
@@ -19,7 +18,7 @@ from services.schema import Selection
 from services.selection import RULES, check_finite, choose
 from services.selection.topk import topk_frames
 from services.selection.uniform import uniform_frames
-from services.weights import SAMPLER, read_version
+from services.weights import SAMPLER, newest_version, read_version
 
 
 class SelectorActor(Pooled):
@@ -40,12 +39,12 @@ class SelectorActor(Pooled):
         self._collate = collate
         network = make_sampler(self._sampler.channels, self._seed, self._sampler.checkpoint)
         self._network = network.to(self._config.device)
-        if ray.get(self._store.manifest.remote(SAMPLER), timeout=self._config.deadline) is not None:
-            self.pull(None)
+        if newest := newest_version(self._store, SAMPLER, self._config.deadline):
+            self.pull(newest)
         return self.version
 
-    def pull(self, version: int | None) -> int:
-        """Take `version` (None: the newest) of the sampler in; returns its number."""
+    def pull(self, version: int) -> int:
+        """Take `version` of the sampler in; returns its number."""
         self.version, tensors = read_version(self._store, SAMPLER, version)
         self._network.load_state_dict({name: tensor.clone() for name, tensor in tensors})
         return self.version

@@ -26,15 +26,9 @@ from ray.actor import ActorHandle
 
 from actors.config import ActorConfig
 from services import remote
-from services.errors import ActorLost, Overdue, TrainingError
+from services.errors import ActorLost, Overdue, StoreLost, TrainingError
+from services.probes import INTERVAL, beside_work, patience, probe
 from services.supervision import ALIVE, LOADING, State, Supervisor
-
-INTERVAL = 1.0
-"""Seconds between two probes of an actor, and those after which a probe without an answer counts as missed once more."""
-HEALTH = "health"
-"""The concurrency group of probes: what an actor works on does not hold them up."""
-beside_work: Any = ray.method(concurrency_group=HEALTH)
-"""Marks a method of that group."""
 
 
 class Pooled:
@@ -82,7 +76,7 @@ class Places:
         report: Callable[[str], None],
     ) -> None:
         self.name, self._make, self._config, self._at_once, self._report = name, make, config, at_once, report
-        self._lives = Supervisor(count, math.ceil(config.silent_after / INTERVAL), config.restarts)
+        self._lives = Supervisor(count, patience(config.silent_after), config.restarts)
         self.members = [self._member(place) for place in range(count)]
         self._waiting: list[tuple[int, asyncio.Future[Member]]] = []  # a heap, by ticket
         self._changed = asyncio.Event()
@@ -197,9 +191,15 @@ class Places:
                 task.cancel()
 
     async def _load(self, member: Member) -> None:
-        """Have it load the version wanted, until it reports that one."""
+        """Have it load the version wanted, until it reports that one. A version that was lost with the store is waited for."""
+        until = time.monotonic() + self._config.deadline
         while self._is_there(member) and self._lives.lives[member.place].version != self._lives.wanted:
-            self._hear(member, await self._pull(member, self._lives.wanted))
+            try:
+                self._hear(member, await self._pull(member, self._lives.wanted))
+            except StoreLost:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(INTERVAL)
 
     async def _pull(self, member: Member, version: int) -> int:
         return await self.tell(member, self._config.deadline, lambda *where: remote.call(*where, Pooled.pull, version))
@@ -222,20 +222,17 @@ class Places:
                 )
 
     async def _probe(self, member: Member) -> int | None:
-        """Its progress. Seconds are counted while this process runs too: one that was held up itself condemns nobody."""
-        asked = asyncio.ensure_future(remote.call(member.actor, member.name, math.inf, Pooled.progress))
-        try:
-            while not (await asyncio.wait({asked}, timeout=INTERVAL))[0]:
-                self._lives.missed(member.place, time.monotonic())
-                if self._lives.lives[member.place].state == State.DEAD:
-                    raise ActorLost(
-                        f"{member.name}: no answer in {self._config.silent_after:g} s; {remote.log_of(member.actor)}"
-                    )
-        finally:
-            asked.cancel()
+        """Its progress."""
+        progress = await probe(
+            member.actor,
+            member.name,
+            Pooled.progress,
+            self._config.silent_after,
+            lambda: self._lives.missed(member.place, time.monotonic()),
+        )
         self._lives.answered(member.place)
         self._hand_out()
-        return asked.result()
+        return progress
 
     def _hear(self, member: Member, version: int) -> None:
         """The actor reports the version that it holds."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from learners.objectives import ADVANTAGES, AGGREGATIONS, BEYOND, IMPORTANCE, KL_ESTIMATES, LOSSES
-from services.config import Section
+from services.config import ProcessConfig, Section
 from services.own_functions import OWN_FUNCTION
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def _known_loss(name: str) -> str:
     return name
 
 
-class LearnerConfig(Section):
+class LearnerConfig(ProcessConfig):
     """Fields of both learners: optimizer, DeepSpeed, processes."""
 
     learning_rate: float = Field(default=1e-6, gt=0, le=1)
@@ -52,19 +52,10 @@ class LearnerConfig(Section):
     """Number of DeepSpeed ranks. Each is one Ray actor."""
     zero_stage: int = Field(default=0, ge=0, le=3)
     """DeepSpeed ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
-    num_cpus: float = Field(default=1.0, gt=0)
-    """CPUs that Ray reserves for each rank."""
-    threads: int = Field(default=1, ge=1)
-    """torch / OpenMP threads of each rank."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs that Ray reserves for each rank: 1 at most, and more than 0.5 where there are several ranks."""
     deadline: float = Field(default=1800.0, gt=0)
     """Seconds that one update, publication or checkpoint may take."""
-
-    @property
-    def device(self) -> str:
-        """The device that the tensors are on: a GPU only if `num_gpus` asks for one, whatever the machine has."""
-        return "cuda" if self.num_gpus else "cpu"
 
 
 class PolicyConfig(LearnerConfig):

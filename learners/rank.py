@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from learners.config import LearnerConfig
 from learners.lora import LoraLinear
 from learners.optimizer_state import SavedState, export_state, restore_state
-from services.errors import TrainingError
-from services.weights import plan_buckets, write_bucket
+from services.errors import StoreLost, TrainingError
+from services.probes import beside_work
+from services.weights import commit_version, plan_buckets, write_bucket
 from services.writing import writing
 
 OPTIMIZER = "optimizer"
@@ -91,6 +92,11 @@ class LearnerRank(ABC):
     @abstractmethod
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write the whole network, in its public format, into `folder`."""
+
+    @beside_work
+    def is_there(self) -> bool:
+        """The answer to a probe."""
+        return True
 
     def address(self) -> tuple[str, int]:
         """This node's address and a free port, where rank 0 will listen."""
@@ -229,18 +235,24 @@ class LearnerRank(ABC):
     def publish(self, store: ActorHandle, version: int) -> int:
         """Write the weights to the store as `version`, bucket by bucket. Every rank must call this. Returns the bytes written.
 
-        Raises TrainingError naming a tensor that is not finite; then the version never appears.
+        Raises TrainingError naming a tensor that is not finite, StoreLost when the store died meanwhile; then the version does
+        not appear.
         """
         self._version = version
         weights = {weight.name: weight for weight in self.publishable()}
-        written = 0
+        written, lost = 0, None
         for index, names in enumerate(plan_buckets({name: weight.nbytes for name, weight in weights.items()})):
             with self._gathered([weights[name] for name in names]):
-                if self.rank == 0:
+                if self.rank == 0 and not lost:
                     tensors = ((name, self._finite(weights[name])) for name in names)
-                    written += write_bucket(store, self.network, version, index, tensors, self.config.deadline)
+                    try:
+                        written += write_bucket(store, self.network, version, index, tensors, self.config.deadline)
+                    except StoreLost as error:  # the other ranks gather the further buckets, which takes all of them
+                        lost = error
+        if lost:
+            raise lost
         if self.rank == 0:
-            ray.get(store.commit.remote(self.network, version), timeout=self.config.deadline)
+            commit_version(store, self.network, version, self.config.deadline)
         return written
 
     def snapshot(self) -> int:

@@ -45,6 +45,31 @@ class Section(BaseModel):
         return type(value)(os.path.expanduser(value)) if isinstance(value, str | Path) else value
 
 
+class ProcessConfig(Section):
+    """Fields of every pool of actors and of every learner: what each of its processes is given, and how it is watched."""
+
+    num_cpus: float = Field(default=1.0, gt=0)
+    """CPUs that Ray reserves for each process."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs that Ray reserves for each process: 1 at most. A share, as 0.5, lets several processes use one GPU."""
+    threads: int = Field(default=1, ge=1)
+    """torch / OpenMP threads of each process."""
+    start_deadline: float = Field(default=600.0, gt=0)
+    """Seconds that a process may take to start, or an actor to load its model."""
+    silent_after: float = Field(default=12.0, ge=2)
+    """Seconds without an answer to a probe after which a process is taken for dead: it is ended and replaced. Probes run
+    beside its work and are answered in milliseconds; a machine with far too much to do may need more patience."""
+    restarts: int = Field(default=3, ge=0)
+    """How often an actor is replaced without that one of its replacements finishes a call, or the ranks of a learner without
+    that they finish an update. The second time in a row comes 1 s after the death, each further one after twice as long. A run
+    ends when a pool has no actor left, or a learner no ranks."""
+
+    @property
+    def device(self) -> str:
+        """The device that the tensors are on: a GPU only if `num_gpus` asks for one, whatever the machine has."""
+        return "cuda" if self.num_gpus else "cpu"
+
+
 class DataConfig(Section):
     """Questions, videos and where decoded frames and features are kept."""
 

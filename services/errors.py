@@ -27,6 +27,10 @@ class ActorLost(TrainingError):
     """An actor that died, or was given up because it is silent or hangs. What it was asked may be asked of another one."""
 
 
+class StoreLost(TrainingError):
+    """The weight store has lost what it held, or does not answer. The driver publishes the newest weights again."""
+
+
 class Overdue(TrainingError):
     """A call that was not done within its deadline."""
 

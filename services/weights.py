@@ -3,13 +3,16 @@
 Invariants: a version appears only whole (`commit` after its last bucket); the store owns the objects, so a learner may die
 without taking them along; every bucket carries a checksum that each reader verifies; the newest `KEEP` versions stay, so a
 reader that was told of version n still finds it while n+1 is being written. Any actor may come back and pull the newest.
+A store that dies is started again by Ray, under the same handle and name, and is empty: who finds that a version is gone gets
+StoreLost, and the driver publishes it again.
 """
 
 from __future__ import annotations
 
 import re
+import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +21,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from services.errors import TrainingError
+from services.errors import StoreLost, TrainingError
 
 KEEP = 2
 BUCKET_BYTES = 256 * 2**20
@@ -84,30 +87,70 @@ class WeightStore:
         """Take bucket `index` in; bucket 0 starts the version anew. The copy made here is the store's own."""
         if index == 0:
             self._pending[network, version] = []
-        self._pending[network, version].append(Bucket(ray.put(tensors), crc))
+        self._begun(network, version).append(Bucket(ray.put(tensors), crc))
 
     def commit(self, network: str, version: int) -> None:
         """Make the version visible and drop those older than the newest `KEEP`."""
         versions = self._versions.setdefault(network, {})
-        versions[version] = Manifest(network, version, tuple(self._pending.pop((network, version))))
+        versions[version] = Manifest(network, version, tuple(self._begun(network, version)))
         for old in sorted(versions)[:-KEEP]:
             del versions[old]
         for stale in [key for key in self._pending if key[0] == network and key[1] <= version]:
             del self._pending[stale]
 
+    def newest(self, network: str) -> int:
+        """Number of the newest version; 0, the network as it was loaded, when there is none."""
+        return max(self._versions.get(network, {}), default=0)
+
+    def _begun(self, network: str, version: int) -> list[Bucket]:
+        try:
+            return self._pending[network, version]
+        except KeyError:
+            raise StoreLost(f"the weight store died while {network} weights of version {version} came in") from None
+
     def manifest(self, network: str, version: int | None = None) -> Manifest | None:
         """The given version, or the newest one; None when there is none."""
-        versions = self._versions.get(network, {})
-        return versions.get(max(versions, default=-1) if version is None else version)
+        return self._versions.get(network, {}).get(self.newest(network) if version is None else version)
 
 
 def create_store(name: str, bundle: PlacementGroupSchedulingStrategy | None = None) -> ActorHandle:
-    """Start the store under `name`, so that engines' worker processes find it with `ray.get_actor`.
+    """Start the store under `name`, so that engines' worker processes find it with `ray.get_actor`, and again if it dies.
 
     `bundle`: the room whose node it shares, of which it takes nothing.
     """
     actor: Any = ray.remote(WeightStore)
-    return actor.options(name=name, num_cpus=0, max_concurrency=8, scheduling_strategy=bundle).remote()
+    options = {"name": name, "num_cpus": 0, "max_concurrency": 8, "max_restarts": -1}
+    return actor.options(scheduling_strategy=bundle, **options).remote()
+
+
+def _ask(call: Callable[[], ray.ObjectRef], deadline: float) -> Any:
+    """The store's answer to a call that may be repeated; once it is there again, when it has just died. Raises StoreLost."""
+    until = time.monotonic() + deadline
+    while True:
+        try:
+            return ray.get(call(), timeout=max(0.0, until - time.monotonic()))
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            if time.monotonic() >= until:
+                raise StoreLost(f"the weight store does not answer: {error}") from None
+            time.sleep(1.0)
+
+
+def newest_version(store: ActorHandle, network: str, deadline: float = 600.0) -> int:
+    """Number of the newest version in the store; 0, the network as it was loaded, when it holds none."""
+    return _ask(lambda: store.newest.remote(network), deadline)
+
+
+def commit_version(store: ActorHandle, network: str, version: int, deadline: float) -> None:
+    """Make a version visible whose buckets are all written. Raises StoreLost when the store died meanwhile."""
+    _tell(store.commit.remote(network, version), deadline)
+
+
+def _tell(reference: ray.ObjectRef, deadline: float) -> None:
+    """Wait for a call that changes what the store holds. Raises StoreLost when the store died before or meanwhile."""
+    try:
+        ray.get(reference, timeout=deadline)
+    except ray.exceptions.RayActorError as error:
+        raise StoreLost(f"the weight store died: {error}") from None
 
 
 def write_bucket(
@@ -118,9 +161,9 @@ def write_bucket(
     tensors: Iterable[tuple[str, torch.Tensor]],
     deadline: float,
 ) -> int:
-    """Copy named tensors to the store as bucket `index` of a version; returns its bytes."""
+    """Copy named tensors to the store as bucket `index` of a version; returns its bytes. Raises StoreLost when it died."""
     bucket = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors}
-    ray.get(store.put.remote(network, version, index, bucket, checksum(bucket)), timeout=deadline)
+    _tell(store.put.remote(network, version, index, bucket, checksum(bucket)), deadline)
     return sum(tensor.nbytes for tensor in bucket.values())
 
 
@@ -129,15 +172,18 @@ def read_version(
 ) -> tuple[int, Iterator[tuple[str, torch.Tensor]]]:
     """The version's number and its named tensors (read-only views of shared memory), verified bucket by bucket.
 
-    Raises TrainingError when the version is not in the store or a bucket arrives damaged.
+    Raises StoreLost when the version is not in the store, TrainingError when a bucket arrives damaged.
     """
-    manifest: Any = ray.get(store.manifest.remote(network, version), timeout=deadline)
+    manifest = _ask(lambda: store.manifest.remote(network, version), deadline)
     if manifest is None:
-        raise TrainingError(f"{network} weights of version {version} are not in the store; it keeps the newest {KEEP}")
+        raise StoreLost(f"{network} weights of version {version} are not in the store; it keeps the newest {KEEP}")
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for index, bucket in enumerate(manifest.buckets):
-            values: dict[str, torch.Tensor] = ray.get(bucket.tensors, timeout=deadline)
+            try:
+                values: dict[str, torch.Tensor] = ray.get(bucket.tensors, timeout=deadline)
+            except ray.exceptions.ObjectLostError:
+                raise StoreLost(f"{network} weights of version {manifest.version} were lost with their store") from None
             if checksum(values) != bucket.checksum:
                 raise TrainingError(f"{network} weights of version {manifest.version}: bucket {index} arrived damaged")
             yield from values.items()

@@ -46,6 +46,12 @@ class Checkpoints:
         if self._writing:
             await self._writing
 
+    async def abandon(self) -> None:
+        """Wait for the last one, however it ends."""
+        if self._writing:
+            await asyncio.wait({self._writing})
+            self._writing.exception()  # which nobody else asks for
+
     async def _write(self, state: RunState, nbytes: int, before: int) -> None:
         try:
             with checkpoint_folder(self._run_dir, state.step, nbytes) as partial:
@@ -74,10 +80,11 @@ class Checkpoints:
             shutil.rmtree(known[old])
 
 
-async def restore(actors: Fleet, learners: Learners, checkpoint: Path, state: RunState) -> None:
-    """Both learners become what they were at that checkpoint, and whoever acts with their weights gets these, under the version
-    they had."""
-    await asyncio.gather(
-        *[learner.restore(str(checkpoint), state.versions[learner.network]) for learner in learners.present]
-    )
+async def restore(actors: Fleet, learners: Learners, checkpoint: Path | None, state: RunState) -> None:
+    """Both learners become what they were at that checkpoint, or stay as they were loaded without one, and whoever acts with
+    their weights gets these."""
+    if checkpoint:
+        await asyncio.gather(
+            *[learner.restore(str(checkpoint), state.versions[learner.network]) for learner in learners.present]
+        )
     await publish(learners, actors)

@@ -96,14 +96,19 @@ def go_on_from(
     state = read_state(checkpoint)
     check(state)
     step = state.step
-    for name in APPENDED:
-        jsonl.cut_after(folder / name, step)
+    forget_after(folder, step)
     if asked:
         for later, path in checkpoints(folder).items():
             if later > step:
                 report(f"{path} is removed: the run goes back to step {step}")
                 shutil.rmtree(path)
     return checkpoint
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Cut off the rows of later steps, which are done again."""
+    for name in APPENDED:
+        jsonl.cut_after(folder / name, step)
 
 
 def _forget_rows(folder: Path) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import signal
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from services.errors import Stopped
 
@@ -33,19 +33,24 @@ class Stop:
         """The run was told to stop."""
         return self._asked.is_set()
 
-    async def unless_asked(self, work: Coroutine[Any, Any, Result]) -> Result | None:
-        """The result of `work`; None when the run is told to stop meanwhile, for which it is left undone."""
-        working, asked = asyncio.ensure_future(work), asyncio.ensure_future(self._asked.wait())
+    async def unless_asked(
+        self, work: Coroutine[Any, Any, Result], trouble: Coroutine[Any, Any, NoReturn]
+    ) -> Result | None:
+        """The result of `work`; None when the run is told to stop meanwhile. Raises what `trouble` raises meanwhile. In both
+        cases the work is left undone."""
+        working, *others = map(asyncio.ensure_future, (work, trouble, self._asked.wait()))
         try:
-            await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working, *others}, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
             working.cancel()
             await asyncio.wait({working})
+            if others[0].done():
+                others[0].result()
             return None
         finally:
-            asked.cancel()
-            working.cancel()
+            for task in (working, *others):
+                task.cancel()
 
     def end(self, step: int) -> None:
         """Raises Stopped when the run was told to stop; `step` is the last one that is done and saved, 0 when none is."""

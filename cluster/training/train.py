@@ -1,5 +1,9 @@
 """The joint training loop: collect, reward, update both networks, publish, repeat.
 
+    go(state): [ collect ─▶ update ─▶ publish ─▶ validate ─▶ checkpoint ] per step ─▶ state at the end
+        ▲          └────────── a rank of a learner is lost ──────────┘
+        └── go_back: both learners anew, as they were at the newest checkpoint, whose state the run goes on from
+
 Invariants: on-policy (`staleness 0`): every engine and selector holds the newest version before the next step begins; a step
 is logged only when it is whole; the run's folder tells the whole story without the cluster.
 """
@@ -29,15 +33,16 @@ from cluster.report import report_run
 from cluster.training.checkpointing import Checkpoints, restore
 from cluster.training.fleet import Fleet, fill_caches
 from cluster.training.learners import Learners, publish, training_fleet
-from cluster.training.run_folder import CONFIG
+from cluster.training.run_folder import CONFIG, forget_after
 from cluster.training.run_state import RunState, changes, read_state
 from cluster.training.stopping import Stop
 from cluster.training.validation import Validation
 from learners.credit import policy_batch, rollout_metrics, sampler_batch
 from learners.group import LearnerGroup
 from learners.policy import mismatch_alarm
-from services.errors import TrainingError, UserError
-from services.metrics import MetricsSink
+from services.checkpoints import newest_whole_checkpoint
+from services.errors import ActorLost, TrainingError, UserError
+from services.metrics import MetricsSink, read_metrics
 from services.schema import Group, LeftOut, Question
 from services.trajectories import write_trajectories
 from services.writing import writing
@@ -64,13 +69,22 @@ class Run:
     """When the run began, on the clock of `time.perf_counter`; of one that goes on, as if it had never stopped."""
 
     async def go(self, state: RunState, sink: MetricsSink, stop: Stop) -> RunState:
-        """All steps after that of `state`; the state at the end of the last one that was done before a stop."""
+        """All steps after that of `state`; the state at the end of the last one that was done before a stop, which is saved.
+
+        Raises ActorLost when a learner has lost a rank.
+        """
         train = self.config.train
+        if self.validation and state.step == 0 and not self.validation.accuracies:
+            await self.validation.measure_baseline()
+            sink.log(0, await self.validation.measure(0))
         for step in range(state.step + 1, train.steps + 1):
             clock, is_last = Clock(), step == train.steps
             try:
                 with clock("rollout"):
-                    groups = await stop.unless_asked(collect_step(self.collect, self.stream, train, self.losses, step))
+                    collecting = collect_step(self.collect, self.stream, train, self.losses, step)
+                    groups = await stop.unless_asked(collecting, self.learners.lost())
+            except ActorLost:
+                raise
             except TrainingError:  # the learners are as the last step left them
                 await self.save(state)
                 await self.checkpoints.finish()
@@ -98,6 +112,7 @@ class Run:
                 break
         if stop.is_asked:
             await self.save(state)
+        await self.checkpoints.finish()
         return state
 
     async def save(self, state: RunState) -> None:
@@ -116,7 +131,9 @@ class Run:
         write_trajectories(self.run_dir, step, groups)
         decodes = sum(await self.actors.embedders.broadcast(EmbedderActor.decodes))
         counts = {"cache/decodes": float(decodes), "rollout/left_out": float(self.losses.questions)}
-        return rollout_metrics(groups) | metrics | counts | self.actors.supervision()
+        lost, also = self.actors.supervision(), self.learners.supervision()
+        lost = {name: lost.get(name, 0.0) + also.get(name, 0.0) for name in lost | also}
+        return rollout_metrics(groups) | metrics | counts | lost
 
 
 async def train(
@@ -146,36 +163,67 @@ async def train(
         with Progress(*PREPARING, console=console) as bar:
             deadline = config.data.decode_deadline + config.embedder.deadline
             videos, unreadable = await fill_caches(actors.embedders, [*questions, *held_out], deadline, bar.track)
-        losses, turns = Losses(run_dir, console), actors.turns(config, videos)
-        able, held_out = [await losses.sift(some, unreadable, turns, config.prompts) for some in given.values()]
+        turns = actors.turns(config, videos)
+        sift = partial(Losses(run_dir, console).sift, unreadable=unreadable, turns=turns, prompts=config.prompts)
+        able, held_out = [await sift(some) for some in given.values()]
         viewing = actors.viewing(turns)
-        run = Run(
-            config, run_dir, console, actors, learners,
-            stream=stream_of(questions, able, config.train.seed, state.ledger),
-            collect=Collector(viewing, config.frames.budget, config.rewards, config.train.seed).collect,
-            losses=losses,
-            validation=Validation(config, viewing, held_out, run_dir, losses, state.accuracies) if held_out else None,
-            checkpoints=Checkpoints(learners, config.train, run_dir, console, state.step),
-            start=start,
-        )  # fmt: skip
-        if checkpoint:
-            await restore(actors, learners, checkpoint, state)
-            console.print(f"going on after step {state.step}, from {checkpoint}", soft_wrap=True)
+
+        def run_from(state: RunState) -> Run:
+            losses = Losses(run_dir, console)
+            return Run(
+                config, run_dir, console, actors, learners,
+                stream=stream_of(questions, able, config.train.seed, state.ledger),
+                collect=Collector(viewing, config.frames.budget, config.rewards, config.train.seed).collect,
+                losses=losses,
+                validation=Validation(config, viewing, held_out, run_dir, losses, state.accuracies) if held_out else None,
+                checkpoints=Checkpoints(learners, config.train, run_dir, console, state.step),
+                start=start,
+            )  # fmt: skip
+
         with (
             MetricsSink(run_dir, config.train.steps, config.train.trackers, resolved) as sink,
             Stop(config.train.grace) as stop,
         ):
-            if run.validation and state.step == 0:
-                await run.validation.measure_baseline()
-                sink.log(0, await run.validation.measure(0))
-            state = await run.go(state, sink, stop)
-            if stop.is_asked:
-                await run.checkpoints.finish()
-                stop.end(state.step)
+            run, state = await go_through(run_from, state, checkpoint, sink, stop)
+            stop.end(state.step)
             if run.validation:
                 await conclude(run.validation, state, console)
         await show(run_dir, config)
-        await run.checkpoints.finish()
+
+
+async def go_through(
+    run_from: Callable[[RunState], Run], state: RunState, checkpoint: Path | None, sink: MetricsSink, stop: Stop
+) -> tuple[Run, RunState]:
+    """All steps after that of `state`, which is that of `checkpoint` if there is one; those since the newest checkpoint are
+    done again when a learner was lost. The run that came to the end, and its state."""
+    while True:
+        run = run_from(state)
+        try:
+            await restore(run.actors, run.learners, checkpoint, state)
+            if checkpoint:
+                run.console.print(f"going on after step {state.step}, from {checkpoint}", soft_wrap=True)
+            return run, await run.go(state, sink, stop)
+        except ActorLost:
+            state, checkpoint = await go_back(run, state, checkpoint)
+
+
+async def go_back(run: Run, state: RunState, checkpoint: Path | None) -> tuple[RunState, Path | None]:
+    """Learners with new ranks, and the state and checkpoint that the run goes on from: the newest whole one of its folder, or
+    else those it began with. What the folder holds of later steps is forgotten."""
+    lost = time.monotonic()
+    await run.learners.rebuild()
+    await run.checkpoints.abandon()
+    report = partial(run.console.print, soft_wrap=True, markup=False)
+    checkpoint = newest_whole_checkpoint(run.run_dir, report) or checkpoint
+    accuracies = run.validation.accuracies if run.validation else {}
+    state = read_state(checkpoint) if checkpoint else replace(state, accuracies=dict(accuracies))
+    done = max((row["step"] for row in read_metrics(run.run_dir)), default=0)
+    forget_after(run.run_dir, state.step)
+    seconds, again = time.monotonic() - lost, max(0, done - state.step)
+    run.learners.losses["lost_seconds"] += seconds
+    run.learners.losses["steps_again"] += again
+    report(f"the learners are back after {seconds:.1f} s; whole steps to do again: {again}")
+    return state, checkpoint
 
 
 async def conclude(validation: Validation, state: RunState, console: Console) -> None:

@@ -168,7 +168,7 @@ def test_a_rank_that_died_is_named_and_not_the_connection_it_broke(
     monkeypatch.setattr(group, "BEHIND_A_FAULT", 60.0)
     ranks = [ray.remote(num_cpus=0.1)(Rank).remote(number) for number in (0, 1)]
     with pytest.raises(TrainingError, match="policy learner, rank 1: step: the actor died"):
-        asyncio.run(LearnerGroup("policy", ranks, LearnerConfig(deadline=60), steps=1).call(Rank.step))
+        asyncio.run(LearnerGroup("policy", lambda: ranks, LearnerConfig(deadline=60)).call(Rank.step))
 
 
 def test_an_actor_that_does_not_see_the_cache_is_said_with_its_node(ray_cluster: None, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from actors.config import ActorConfig
 from actors.pool import ATTEMPTS, Pool
-from actors.supervised import Pooled, beside_work
+from actors.supervised import Pooled
 from services.errors import TrainingError
+from services.probes import beside_work
 
 GENEROUS = 300.0
 """Seconds after which a state that should have come is missed."""

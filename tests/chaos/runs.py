@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import subprocess
@@ -74,20 +75,31 @@ class Training:
         """`disk`: the file system that it sees besides."""
         self.run_dir = disk.seen(run_dir) if disk else run_dir
         heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a suite in the background ignores
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [*(disk.prefix if disk else ()), sys.executable, "-m", "cluster.cli", "train", f"--run_dir={run_dir}", *arguments],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed,
         )  # fmt: skip
-        self.driver = psutil.Process(self._process.pid)
+        self.driver = psutil.Process(self.process.pid)
         self._started: set[psutil.Process] = set()
 
     def reach(self, step: int, phase: Phase) -> None:
         """Wait until step `step` is done and the run is in `phase`."""
         deadline = time.monotonic() + PATIENCE
         while not (newest(self.run_dir, "metrics.jsonl") >= step and phase(self.run_dir, self.driver)):
-            assert self._process.poll() is None, self.end()
+            assert self.process.poll() is None, self.end()
             assert time.monotonic() < deadline, "the run came nowhere"
             time.sleep(0.01)
+
+    def strike(self, actor: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send that signal to the actors of that class, as soon as there is one."""
+        struck = False
+        while not struck:
+            assert self.process.poll() is None, self.end()
+            for process in self.driver.children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                    if process.cmdline()[0].startswith(f"ray::{actor}"):
+                        process.send_signal(number)
+                        struck = True
 
     def kill(self) -> None:
         """The driver and everything it started are gone at once, as when the machine is."""
@@ -96,12 +108,12 @@ class Training:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        self._process.wait()
+        self.process.wait()
 
     def send(self, number: signal.Signals) -> None:
         """Send the driver a signal."""
         self._started = {*self.driver.children(recursive=True)}
-        self._process.send_signal(number)
+        self.process.send_signal(number)
 
     def left(self) -> list[psutil.Process]:
         """What the driver had started when it got its signal and that is still there a minute after its end."""
@@ -109,8 +121,8 @@ class Training:
 
     def end(self) -> tuple[int, str]:
         """Exit code and console of the run, once it has ended by itself."""
-        console, _ = self._process.communicate(timeout=PATIENCE)
-        return self._process.returncode, console
+        console, _ = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, console
 
 
 def trajectories(run_dir: Path, file: str) -> list[dict[str, Any]]:
@@ -118,12 +130,11 @@ def trajectories(run_dir: Path, file: str) -> list[dict[str, Any]]:
     return sorted(jsonl.read(run_dir / file), key=lambda row: (row["step"], row["question_id"], row["index"]))
 
 
-def metrics(run_dir: Path) -> list[dict[str, float]]:
+def metrics(run_dir: Path, numbered: bool) -> list[dict[str, float]]:
     """The metrics of every step that a clock does not decide, a cache, or what was lost on the way."""
+    left_out = ("timing/", "cache/", "supervision/") + (() if numbered else ("policy/version", "sampler/version"))
     rows = jsonl.read(run_dir / "metrics.jsonl")
-    return [
-        {name: row[name] for name in row if not name.startswith(("timing/", "cache/", "supervision/"))} for row in rows
-    ]
+    return [{name: row[name] for name in row if not name.startswith(left_out)} for row in rows]
 
 
 def parameters(run_dir: Path) -> dict[str, Tensor]:
@@ -137,10 +148,25 @@ def parameters(run_dir: Path) -> dict[str, Tensor]:
     }
 
 
-def assert_same(run_dir: Path, undisturbed: Path) -> None:
-    """The same questions, choices, answers, rewards, metrics and networks, none twice and none missing."""
+def assert_versions_rise(run_dir: Path) -> None:
+    """No turn of a later step was answered by an older version of the weights."""
+    newest: dict[str, int] = {}
+    for row in trajectories(run_dir, "trajectories.jsonl"):
+        for who, version in row["versions"].items():
+            assert version >= newest.get(who, 0), row["step"]
+            newest[who] = version
+
+
+def assert_same(run_dir: Path, undisturbed: Path, *, numbered: bool = True) -> None:
+    """The same questions, choices, answers, rewards, metrics and networks, none twice and none missing.
+
+    `numbered`: the versions of the weights have the same numbers too, as they have where no learner was lost.
+    """
     for file in ("trajectories.jsonl", "validation.jsonl"):
         mine, theirs = trajectories(run_dir, file), trajectories(undisturbed, file)
+        if not numbered:
+            for row in (*mine, *theirs):
+                del row["versions"]
         assert [(row["step"], row["question_id"], row["index"]) for row in mine] == [
             (row["step"], row["question_id"], row["index"]) for row in theirs
         ]
@@ -148,7 +174,7 @@ def assert_same(run_dir: Path, undisturbed: Path) -> None:
             assert row.pop("reward") == pytest.approx(other.pop("reward"), abs=1e-6)
             np.testing.assert_allclose(row.pop("similarity") or 0, other.pop("similarity") or 0, atol=2e-4)
             assert row == other
-    for row, other in zip(metrics(run_dir), metrics(undisturbed), strict=True):
+    for row, other in zip(metrics(run_dir, numbered), metrics(undisturbed, numbered), strict=True):
         assert row == pytest.approx(other, rel=1e-3, abs=1e-5), row["step"]
     networks = parameters(run_dir)
     for name, tensor in parameters(undisturbed).items():

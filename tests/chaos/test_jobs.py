@@ -109,13 +109,13 @@ class Job(Training):
 
     def __init__(self, cluster: Cluster, name: str, run_dir: Path, *arguments: str) -> None:
         self.run_dir, self.driver, self._cluster = run_dir, cluster.head, cluster
-        self._process = cluster.job(
+        self.process = cluster.job(
             "submit", f"--submission-id={name}", "--working-dir=.", f"--runtime-env-json={json.dumps(ENV)}", "--",
             "python", "-m", "cluster.cli", "train", f"--run_dir={run_dir}", *arguments,
         )  # fmt: skip
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.stdin = None
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.stdin = None
 
     def kill(self) -> None:
         """The driver is gone at once, as the machine that it ran on; the cluster is there."""

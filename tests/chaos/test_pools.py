@@ -3,12 +3,10 @@ disturbed."""
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from services import jsonl
@@ -28,14 +26,6 @@ BLOWS: list[tuple[int, Phase, str, signal.Signals]] = [
 constructed, idle, at work, and while it takes weights in."""
 
 
-def strike(running: Training, actor: str, number: signal.Signals = signal.SIGKILL) -> None:
-    """Send that signal to the actors of that class."""
-    for process in running.driver.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{actor}"):
-                process.send_signal(number)
-
-
 def assert_went_on(run_dir: Path, undisturbed: Path, console: str, restarts: int) -> None:
     """Every actor that was lost came back, and nothing shows but the count."""
     back = re.findall(r"(\w+) actor 0 is back after [\d.]+ s with version (\d+)", console)
@@ -49,9 +39,9 @@ def test_a_run_whose_actors_are_killed_at_work(undisturbed: Path, toy_overrides:
     run_dir = tmp_path / "run"
     running = Training(run_dir, *toy_overrides, *STEPS)
     running.reach(1, calls("RolloutActor.generate"))
-    strike(running, "RolloutActor")
-    strike(running, "SelectorActor")
-    strike(running, "EmbedderActor")
+    running.strike("RolloutActor")
+    running.strike("SelectorActor")
+    running.strike("EmbedderActor")
     code, console = running.end()
     assert code == 0, console
     assert_went_on(run_dir, undisturbed, console, restarts=3)
@@ -64,7 +54,7 @@ def test_a_run_that_has_lost_a_whole_pool_is_saved(toy_overrides: list[str], tmp
     run_dir = tmp_path / "run"
     running = Training(run_dir, *toy_overrides, *STEPS, "--embedder.restarts=0")
     running.reach(1, calls("RolloutActor.generate"))
-    strike(running, "EmbedderActor")
+    running.strike("EmbedderActor")
     code, console = running.end()
     assert code == 1, console
     assert "msjoe: no embedder actor is left, and none is restarted again (embedder.restarts=0)" in console
@@ -80,7 +70,7 @@ def test_a_run_whose_actors_are_killed_or_stopped_in_every_state(
     running = Training(run_dir, *toy_overrides, *STEPS)
     for step, phase, actor, number in BLOWS:
         running.reach(step, phase)
-        strike(running, actor, number)
+        running.strike(actor, number)
     code, console = running.end()
     assert code == 0, console
     assert_went_on(run_dir, undisturbed, console, restarts=len(BLOWS))

@@ -47,7 +47,7 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["--policy.lr=1"], "policy.lr: no such field; fields of policy: learning_rate"),
+        (["--policy.lr=1"], "policy.lr: no such field; fields of policy: num_cpus, num_gpus"),
         (["--polcy.learning_rate=1"], "did you mean policy.learning_rate"),
         (["--train.trackers=[comet]"], "Input should be 'tensorboard', 'wandb' or 'mlflow'"),
         (["--frames.budget=0"], "frames.budget: Input should be greater than or equal to 1"),

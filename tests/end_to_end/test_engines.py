@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import shutil
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from ray.actor import ActorHandle
@@ -97,6 +99,13 @@ class Engine:
         await self._pool.pull(version)
 
 
+def is_worker(process: psutil.Process) -> bool:
+    """A tensor-parallel worker of an engine on CPU."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()[0].startswith("ray::CpuWorker")
+    return False
+
+
 def write(store: ActorHandle, version: int, tensors: dict[str, torch.Tensor]) -> Any:
     write_bucket(store, POLICY, version, 0, tensors.items(), 60)
     return store.commit.remote(POLICY, version)
@@ -161,6 +170,9 @@ async def tell(toy: Config, tmp_path: Path) -> Story:
     async with Engine(two, question, visual) as engine:
         two_workers = [await engine.ask(), await follow(engine)]
         two_by_learner = await log_probs(two_workers[1])
+        worker = next(child for child in psutil.Process().children(recursive=True) if is_worker(child))
+        worker.kill()
+        two_workers.append(await engine.ask())
     return Story(
         config, set(whole), turns, by_learner, incomplete, healed, broken, two_workers, two_by_learner,
         tmp_path / "policy",
@@ -213,8 +225,12 @@ def test_a_head_that_only_the_config_ties_is_refused(story: Story, tmp_path: Pat
 
 
 def test_an_engine_of_two_workers_agrees_with_one_and_takes_updates_in(story: Story) -> None:
-    started, updated = story.two_workers
+    started, updated, restarted = story.two_workers
     np.testing.assert_array_equal(started.response_ids, story.healed.response_ids)
     np.testing.assert_allclose(started.log_probs, story.healed.log_probs, atol=1e-4, rtol=0)
     assert (started.version, updated.version) == (0, UPDATES + 1)
     np.testing.assert_allclose(updated.log_probs, story.two_by_learner, atol=1e-4, rtol=0)
+    assert restarted.version == updated.version, (
+        "one of its workers was killed, and it came back with the newest weights"
+    )
+    np.testing.assert_array_equal(restarted.log_probs, updated.log_probs)

@@ -194,7 +194,7 @@ async def have_accidents(fleet: Fleet, prompt: Callable[[], Awaitable[Turn]]) ->
 async def tell(config: Config, subtitles: Path) -> Story:
     placement = await Placement.create(plan(config), 120, print)
     fleet = await start(with_images(config), placement, print)  # whose engine takes both
-    learners = await start_learners(config, placement)
+    learners = await start_learners(config, placement, print)
     policy, sampler = learners.policy, learners.sampler
     assert policy is not None
     assert sampler is not None

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from services import jsonl
 from services.errors import UserError
@@ -33,13 +33,16 @@ JOINT = {
 
 
 def tensorboard_scalars(run_dir: Path) -> dict[tuple[int, str], float]:
-    """Every scalar in the event files, by step and tag: records of length, checksum, protobuf, checksum."""
-    scalars = {}
+    """Every scalar in the event files that a reader shows, by step and tag: records of length, checksum, protobuf, checksum. A
+    start hides all of its step and of later ones that came before."""
+    scalars: dict[tuple[int, str], float] = {}
     for path in sorted((run_dir / "tensorboard").iterdir()):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
             event = Event.FromString(data[12 : 12 + length])
+            if event.session_log.status == SessionLog.START:
+                scalars = {at: value for at, value in scalars.items() if at[0] < event.step}
             scalars.update({(event.step, value.tag): value.simple_value for value in event.summary.value})
             data = data[16 + length :]
     return scalars
@@ -59,6 +62,14 @@ def test_values_come_back_from_every_back_end(tmp_path: Path, capsys: pytest.Cap
     assert b"mismatch KL, nats per token" in next((tmp_path / "run/tensorboard").iterdir()).read_bytes()
     lines = capsys.readouterr().out.splitlines()
     assert lines == [format_line(1, 2, JOINT), format_line(2, 2, {**JOINT, "reward/total": 0.5})]
+
+
+def test_steps_that_are_done_again_replace_those_before(tmp_path: Path) -> None:
+    with MetricsSink(tmp_path, total_steps=3, trackers=("tensorboard",)) as sink:
+        for step, value in ((1, 0.1), (2, 0.2), (3, 0.3), (2, 0.4)):
+            sink.log(step, {"policy/loss": value})
+    assert tensorboard_scalars(tmp_path) == pytest.approx({(1, "policy/loss"): 0.1, (2, "policy/loss"): 0.4})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
 def test_a_step_is_on_disk_when_log_returns(tmp_path: Path) -> None:

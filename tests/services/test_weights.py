@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import ray
 import torch
 
-from services.errors import TrainingError
-from services.weights import checksum, create_store, plan_buckets, read_version, write_bucket
+from services.errors import StoreLost, TrainingError
+from services.weights import (
+    checksum,
+    commit_version,
+    create_store,
+    newest_version,
+    plan_buckets,
+    read_version,
+    write_bucket,
+)
 
 
 def test_buckets_hold_whole_layers() -> None:
@@ -32,7 +43,7 @@ def test_checksum_sees_names_values_and_bfloat16() -> None:
 
 def test_versions(ray_cluster: None) -> None:
     store = create_store("test-weights")
-    with pytest.raises(TrainingError, match="version None are not in the store"):
+    with pytest.raises(StoreLost, match="version None are not in the store"):
         read_version(store, "policy")
     for version in (1, 2, 3):
         write_bucket(store, "policy", version, 0, [("a", torch.full((3,), float(version)))], 60)
@@ -61,3 +72,29 @@ def test_a_version_appears_only_whole_and_undamaged(ray_cluster: None) -> None:
     assert next(tensors)[0] == "a", "the abandoned bucket is gone"
     with pytest.raises(TrainingError, match="bucket 1 arrived damaged"):
         next(tensors)
+
+
+def test_a_store_that_was_killed_is_empty_and_takes_versions_in_again(ray_cluster: None) -> None:
+    store = create_store("test-weights-killed")
+    weights = [("a", torch.ones(2**18))]  # too large to travel with the reference
+
+    def kill() -> None:
+        os.kill(ray.get(store.__ray_call__.remote(lambda store: os.getpid())), signal.SIGKILL)
+
+    write_bucket(store, "policy", 1, 0, weights, 60)
+    commit_version(store, "policy", 1, 60)
+    _, tensors = read_version(store, "policy", 1)
+    kill()
+    assert newest_version(store, "policy", 60) == 0, "asked again until it is there"
+    with pytest.raises(StoreLost, match="version 1 were lost with their store"):
+        next(tensors)
+    with pytest.raises(StoreLost, match="version 1 are not in the store"):
+        read_version(store, "policy", 1)
+    write_bucket(store, "policy", 1, 0, weights, 60)
+    kill()
+    newest_version(store, "policy", 60)
+    with pytest.raises(StoreLost, match="died while policy weights of version 1 came in"):
+        commit_version(store, "policy", 1, 60)
+    write_bucket(store, "policy", 1, 0, weights, 60)
+    commit_version(store, "policy", 1, 60)
+    assert next(read_version(store, "policy", 1)[1])[1].sum() == 2**18
