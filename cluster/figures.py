@@ -110,6 +110,26 @@ def _legend(axes: Axes) -> None:
         axes.legend(handles, labels, **place, fontsize=8, handlelength=1.2, columnspacing=1.2)
 
 
+def intervals_plot(
+    budgets: Sequence[int], of_selector: Mapping[str, Sequence[tuple[float, float, float] | None]]
+) -> str:
+    """Accuracy in % over frame budgets, a line per selector with its intervals: of each budget (value, low, high), or None."""
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.3 / max(1, len(of_selector))
+    for place, (name, colour) in enumerate(zip(of_selector, itertools.cycle(COLOURS), strict=False)):
+        known = [(x, point) for x, point in enumerate(of_selector[name]) if point]
+        xs = [x + (place - (len(of_selector) - 1) / 2) * width for x, _ in known]
+        values, lows, highs = (np.array([point[part] for _, point in known]) for part in range(3))
+        errors = np.abs([values - lows, highs - values])
+        axes.errorbar(xs, values, errors, marker="o", ms=4, lw=1.2, capsize=2, color=colour, label=name)
+    axes.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
+    axes.set_xlabel("frames")
+    axes.set_ylabel("%")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handlelength=1.2)
+    return _svg(figure)
+
+
 def similarity_plot(similarity: np.ndarray, frames: Sequence[int]) -> str:
     """One line a query over the video's seconds, on one scale; a tick for every chosen frame. `similarity` is [Q, T]."""
     count, seconds = similarity.shape

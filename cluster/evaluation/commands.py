@@ -77,7 +77,9 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
 
     from cluster.evaluation.dry_run import describe
     from cluster.evaluation.evaluate import evaluate
+    from cluster.evaluation.report import write_report
     from cluster.evaluation.samples import Keys, Samples, samples_in
+    from services.frames import FrameCache
     from services.scoring import check_questions, read_predictions
 
     setting = _setting(options, rest)
@@ -100,7 +102,9 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
             raise
         samples.write(rows)
         console.print(f"predictions: {samples.predictions}", "", soft_wrap=True, markup=False)
-        publish(rows, out / "scores.json", console)
+        scores, asked = publish(rows, out / "scores.json", console), {one.id: one for one in questions}
+        cache = FrameCache.of(setting.config.data, setting.config.frames)
+        console.print(f"report: {write_report(out, scores, rows, asked, cache)}", soft_wrap=True, markup=False)
 
 
 def _setting(options: argparse.Namespace, rest: list[str]) -> Setting:
@@ -124,8 +128,8 @@ def _setting(options: argparse.Namespace, rest: list[str]) -> Setting:
     )
 
 
-def publish(rows: list[Prediction], out: Path, console: Console) -> None:
-    """Print the scores of `rows`, and write them to `out`."""
+def publish(rows: list[Prediction], out: Path, console: Console) -> dict[str, Any]:
+    """Print the scores of `rows`, and write them to `out`; returns them."""
     from cluster.evaluation.page import show
     from services.scoring import score
     from services.storage import written_whole
@@ -135,3 +139,4 @@ def publish(rows: list[Prediction], out: Path, console: Console) -> None:
     with written_whole(out) as temporary:
         temporary.write_text(json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     console.print(f"scores: {out}", soft_wrap=True, markup=False)
+    return scores

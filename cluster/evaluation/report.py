@@ -1,0 +1,101 @@
+"""The report of an evaluation: one self-contained HTML page of its scores, and of questions on which selectors part.
+
+Invariants: the page refers to nothing outside itself; everything a model wrote is escaped; the same evaluation makes the same
+page. Pixels are read here, from the frame cache that the command sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cluster import figures
+from services.errors import VideoError
+from services.frames import FrameCache
+from services.schema import LETTERS, Question
+from services.scoring import RULES, Prediction
+from services.scoring.extraction import lenient
+from services.scoring.score import letter
+from services.writing import writing
+
+FILE = "report.html"
+LOOKED_AT = 4
+"""Questions that the page looks at."""
+MAIN = "lenient"
+"""The rule of the curve, and of what is called right."""
+
+
+def write_report(
+    folder: Path,
+    scores: Mapping[str, Any],
+    rows: Sequence[Prediction],
+    questions: Mapping[str, Question],
+    cache: FrameCache,
+) -> Path:
+    """Make `folder/report.html`; returns its path. `questions`: by id."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(figures.__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    most = max(row.budget for row in rows)
+    with matplotlib.rc_context(figures.STYLE):
+        page = environment.get_template("evaluation.html.j2").render(
+            scores=scores,
+            rules=RULES,
+            main=MAIN,
+            most=most,
+            kinds=list(dict.fromkeys((scores["headline"], "micro"))),
+            curve=_curve(scores),
+            looked_at=[_look(parts, questions[name], cache) for name, parts in _parting(rows, most).items()],
+            letters=LETTERS,
+        )
+    path = folder / FILE
+    with writing(path):
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def _curve(scores: Mapping[str, Any]) -> str:
+    budgets = sorted({result["budget"] for result in scores["results"]})
+    points: dict[str, list[tuple[float, float, float] | None]] = {}
+    for result in scores["results"]:
+        estimate = result["rules"][MAIN][scores["headline"]]
+        value = 100 * estimate["accuracy"]
+        low, high = (100 * bound for bound in estimate["interval"] or (estimate["accuracy"],) * 2)
+        points.setdefault(result["selector"], [None] * len(budgets))[budgets.index(result["budget"])] = value, low, high
+    return figures.intervals_plot(budgets, points)
+
+
+def _parting(rows: Sequence[Prediction], budget: int) -> dict[str, list[Prediction]]:
+    """The rows at the budget of the first questions on which some selectors are right and others wrong; else of the first."""
+    by_question: dict[str, list[Prediction]] = {}
+    for row in rows:
+        if row.budget == budget:
+            by_question.setdefault(row.question_id, []).append(row)
+    order = sorted(
+        by_question, key=lambda name: len({letter(lenient, row) == row.label for row in by_question[name]}) < 2
+    )
+    return {name: by_question[name] for name in order[:LOOKED_AT]}
+
+
+def _look(rows: Sequence[Prediction], question: Question, cache: FrameCache) -> dict[str, Any]:
+    """What the template shows of one question: its text, and what each selector took and led to."""
+    return {"question": question, "parts": [_part(row, question, cache) for row in rows]}
+
+
+def _part(row: Prediction, question: Question, cache: FrameCache) -> dict[str, Any]:
+    said, thumbnails, no_frames = letter(lenient, row), [], row.reason
+    try:
+        if row.frames and (video := cache.find(question.video)):
+            pixels = cache.read(video.key, row.frames)
+            thumbnails = list(zip(row.frames, map(figures.thumbnail, pixels), strict=True))
+    except (OSError, VideoError) as error:
+        no_frames = str(error)
+    return {"row": row, "letter": said, "thumbnails": thumbnails, "no_frames": no_frames}
