@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -31,6 +32,7 @@ from services.scoring import Prediction, request
 from services.selection import choose
 
 PROGRESS = (TextColumn("answering"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+Item = TypeVar("Item")
 Work = tuple[Question, Sequence[Cell]]
 """A question and the cells that it is still to be answered in."""
 
@@ -98,11 +100,11 @@ async def _ask(
                         if sample.reply is None:
                             report(f"{question.id} cannot be asked: {sample.reason}")
 
-            await _together(work, iter(missing), BATCHES * config.rollout.max_num_seqs * config.rollout.replicas)
+            await in_flight(work, iter(missing), BATCHES * config.rollout.max_num_seqs * config.rollout.replicas)
 
 
-async def _together(work: Callable[[Iterator[Work]], Awaitable[None]], queue: Iterator[Work], workers: int) -> None:
-    """`work` on one queue, by so many workers; the first error ends all."""
+async def in_flight(work: Callable[[Iterator[Item]], Awaitable[None]], queue: Iterator[Item], workers: int) -> None:
+    """`work` on one queue by so many workers, so that no more of its items are in work; the first error ends all."""
     tasks = [asyncio.ensure_future(work(queue)) for _ in range(workers)]
     try:
         await asyncio.gather(*tasks)

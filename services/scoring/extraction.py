@@ -14,7 +14,7 @@ from services.schema import LETTERS
 Rule = Callable[[str], str | None]
 """`rule(reply)`: the letter that the reply says, None when it says none."""
 
-_ALONE = re.compile(r"[*_`]*\(?([A-Z])\)?[.:]?[*_`]*[.:]?")
+_ALONE = re.compile(r"[*`]*\(?([A-Z])\)?[.:]?[*`]*[.:]?")
 _THOUGHT = re.compile(r"\A.*</think>", re.DOTALL)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _SCOPE = re.compile(
@@ -61,7 +61,7 @@ def strict(reply: str) -> str | None:
     """
     reply = _THOUGHT.sub("", reply)
     tags = _TAG.findall(reply)
-    if len(tags) > 1:
+    if len(tags) > 1 or reply.count("<answer>") > 1:
         return None
     alone = _ALONE.fullmatch((tags[0] if tags else reply).strip())
     return alone[1] if alone else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from cluster.cli import run
 from cluster.evaluation import samples as samples_module
+from cluster.evaluation.evaluate import in_flight
 from cluster.evaluation.samples import Keys, Sample, Samples, prediction, samples_in, settled
 from cluster.evaluation.setting import Setting, budgets, loader, selectors, settle
 from cluster.toyworld import MODELS
@@ -214,6 +216,26 @@ def test_samples_survive_and_are_held_by_one(tmp_path: Path) -> None:
         assert samples.find("k2") is None
         samples.add(Sample("k2", reason="too long"))
     assert Samples(tmp_path / "out").find("k2") == Sample("k2", [], 0, [], None, "too long")
+
+
+def test_questions_in_flight_are_bounded_and_the_first_error_ends_all() -> None:
+    now: set[int] = set()
+    most, ended = 0, []
+
+    async def work(queue: Iterator[int]) -> None:
+        nonlocal most
+        for question in queue:
+            now.add(question)
+            most = max(most, len(now))
+            await asyncio.sleep(0)
+            if question == 50:
+                raise UserError("fifty")
+            now.remove(question)
+            ended.append(question)
+
+    with pytest.raises(UserError, match="fifty"):
+        asyncio.run(in_flight(work, iter(range(100)), 3))
+    assert most == 3 and 45 < len(ended) < 55
 
 
 def test_predictions_have_a_fixed_order(make: Callable[..., Setting], tmp_path: Path) -> None:

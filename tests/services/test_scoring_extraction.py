@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from services.scoring import BENCHMARKS
@@ -47,6 +49,17 @@ def test_four_rules_on_one_reply(reply: str) -> None:
     row, benchmark = prediction(reply=reply), BENCHMARKS["videomme"]
     rules = (strict, lenient, benchmark.official.extract, benchmark.lmms.extract)
     assert tuple(letter(rule, row) for rule in rules) == REPLIES[reply]
+
+
+def test_a_strict_letter_is_a_lenient_one() -> None:
+    rng, parts = (
+        random.Random(0),
+        ["A", "B", "(", ")", "*", "`", ".", ":", " ", "\n", "<answer>", "</answer>", "</think>"],
+    )
+    replies = ["".join(rng.choice(parts) for _ in range(rng.randint(1, 6))) for _ in range(20000)]
+    letters = [(strict(reply), lenient(reply)) for reply in replies]
+    assert sum(one is not None for one, _ in letters) > 1000
+    assert all(one in (None, other) for one, other in letters)
 
 
 @pytest.mark.parametrize(
