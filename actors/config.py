@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from learners.networks import NETWORKS
 from services.config import ProcessConfig, Section
 from services.selection import RULES
 
 if TYPE_CHECKING:
     Kind = str
-else:  # the sampler network, or any rule of the table
-    Kind = Literal["unet", *RULES]
+else:  # the names of both tables, whatever rows they have
+    Kind = Literal[*NETWORKS, *RULES]
 
 
 class ActorConfig(ProcessConfig):
@@ -91,13 +92,18 @@ class SelectorConfig(ActorConfig):
     """The selector actors, which choose the key frames while training."""
 
     kind: Kind = "unet"
-    """`unet` draws frames by the sampler network. The others are rules of `services/selection/`, which have nothing to learn;
-    docs/method.md says what each does."""
+    """`unet` draws frames by the sampler network, `tspo` by TSPO's agent. The others are rules of `services/selection/`, which
+    have nothing to learn; docs/method.md says what each does."""
 
     @property
     def learns(self) -> bool:
         """Whether the frames are chosen by a network, which the sampler learner trains."""
-        return self.kind not in RULES
+        return self.kind in NETWORKS
+
+    @property
+    def sees_frames(self) -> bool:
+        """Whether it chooses by CLIP's embeddings of the frames, which it reads from the cache."""
+        return self.learns and NETWORKS[self.kind].sees_frames
 
 
 class PromptConfig(Section):

@@ -16,7 +16,7 @@ from actors.supervised import Pooled
 from services.config import DataConfig, FramesConfig
 from services.embeddings import FeatureCache, remember_key, similarity
 from services.frames import FrameCache
-from services.schema import Video
+from services.schema import Embedded, Video
 
 TEXT_CACHE = 65536
 """Text embeddings kept in memory."""
@@ -66,7 +66,12 @@ class EmbedderActor(Pooled):
 
     def similarity(self, video: str, queries: tuple[str, ...]) -> np.ndarray:
         """[Q, T] float32 cosines of `queries` with the candidate frames of the video of that key."""
-        features = self._features.get(video)
-        if features is None:
+        return self.match(video, queries)[0]
+
+    def match(self, video: str, queries: tuple[str, ...]) -> tuple[np.ndarray, Embedded]:
+        """The same cosines, and the embeddings that they were computed from."""
+        frames = self._features.get(video)
+        if frames is None:
             raise KeyError(f"video {video} has no features in the cache; prepare it first")
-        return similarity(np.stack([self._embed_text(query) for query in queries]), features)
+        texts = np.stack([self._embed_text(query) for query in queries])
+        return similarity(texts, frames), Embedded(self._features.model_key, video, texts)

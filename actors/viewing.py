@@ -21,7 +21,7 @@ from actors.pool import Pool
 from actors.selector import SelectorActor
 from actors.turns import Answer, Queries, Turns
 from services.errors import QuestionError
-from services.schema import Question, Selection
+from services.schema import Embedded, Question, Selection
 
 Result = TypeVar("Result")
 
@@ -33,6 +33,8 @@ class Search:
     queries: Queries
     similarity: np.ndarray
     """[Q, T] float32 cosines."""
+    embedded: Embedded
+    """What they were computed from."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Viewing:
         """
         queries = await self.turns.query(question, seed)
         key = self.turns.videos[question.video].key
-        return Search(queries, await self._embedders.call(EmbedderActor.similarity, key, queries.texts))
+        return Search(queries, *await self._embedders.call(EmbedderActor.match, key, queries.texts))
 
     async def choose_and_answer(
         self,
@@ -76,7 +78,9 @@ class Viewing:
 
         Raises QuestionError when the question cannot be asked.
         """
-        selection = await self._selectors.call(SelectorActor.select, search.similarity, budget, select_seed)
+        selection = await self._selectors.call(
+            SelectorActor.select, search.similarity, budget, select_seed, search.embedded
+        )
         return View(search.queries, selection, await self.turns.answer(question, selection.frames, answer_seed))
 
     async def view(self, question: Question, budget: int) -> View:

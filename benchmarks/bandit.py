@@ -32,9 +32,11 @@ from cluster.training.connection import COMMON_ENV, connect
 from learners.config import SamplerConfig
 from learners.credit import SamplerSample, sampler_batch
 from learners.group import LearnerGroup
+from learners.networks import make_network
 from learners.plackett_luce import log_prob
 from learners.sampler import SamplerLearner
-from learners.unet import UNetSampler, collate, make_sampler
+from learners.unet import UNetSampler, collate
+from services.config import DataConfig
 from services.schema import Group
 from services.selection.topk import topk_frames
 from services.weights import SAMPLER, create_store, read_version
@@ -103,9 +105,10 @@ async def train_bandit(
     Needs a Ray cluster with room for the learner.
     """
     rng = np.random.default_rng((seed, 0))
-    network = make_sampler(config.channels, seed)
+    network = make_network("unet", config, seed)
     store = create_store(f"bandit-{uuid.uuid4().hex}")
-    learner = await LearnerGroup.start(SamplerLearner, (config, seed), config, ENV, ["SPREAD"] * config.world_size)
+    arguments = (config, "unet", seed, DataConfig(), 1)
+    learner = await LearnerGroup.start(SamplerLearner, arguments, config, ENV, ["SPREAD"] * config.world_size)
     rollouts = PASS_RATE_ROLLOUTS if config.objective == "difficulty" else 0
     training = Training({}, {}, 0.0)
     seconds = 0.0

@@ -8,6 +8,7 @@ from pathlib import Path
 from actors.config import RolloutConfig
 from cluster.config import Config
 from cluster.resolve import is_folder
+from learners.networks import architecture
 from learners.objectives import check_loss
 from learners.rewards import own_terms
 from services.checkpoints import load_sampler
@@ -36,13 +37,24 @@ def check_inputs(config: Config) -> None:
 def check_models(config: Config) -> None:
     """Raises UserError for a sampler, an MLLM or a CLIP that could not be used."""
     model, clip = config.policy.model, config.embedder.model
-    if config.sampler.checkpoint is not None:
-        load_sampler(config.sampler.checkpoint, config.sampler.channels)
+    if config.sampler.checkpoint is not None and config.selector.learns:
+        load_sampler(config.sampler.checkpoint, architecture(config.selector.kind, config.sampler))
     if is_folder(model):
         check_mllm(Path(model), config.rollout)
-    if is_folder(clip) and not (Path(clip) / "open_clip_config.json").is_file():
+    if is_folder(clip):
+        check_clip(Path(clip), config)
+
+
+def check_clip(folder: Path, config: Config) -> None:
+    """A CLIP in open_clip's format, whose embeddings are as long as the sampler takes them if it sees them."""
+    if not (folder / "open_clip_config.json").is_file():
         raise UserError(
-            f"embedder.model: {clip} has no open_clip_config.json; name a folder saved by open_clip, or a model it knows"
+            f"embedder.model: {folder} has no open_clip_config.json; name a folder saved by open_clip, or a model it knows"
+        )
+    width = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"]
+    if config.selector.sees_frames and width != config.sampler.width:
+        raise UserError(
+            f"sampler.width: {config.sampler.width}, but embedder.model embeds in {width} dimensions; set {width}"
         )
 
 

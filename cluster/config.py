@@ -134,7 +134,9 @@ class Config(BaseSettings):
             )
         if self.train.steps and not self.policy.train and not self.selector.learns:
             yield f"policy.train: false with selector.kind={self.selector.kind} leaves nothing to learn"
-        if self.train.group_size * self.train.draws < 2 and (self.policy.train or self.sampler.objective == "joint"):
+        if self.train.group_size * self.train.draws < 2 and (
+            self.policy.train or self.sampler.objective != "difficulty"
+        ):
             yield "train.group_size: 1 leaves no group to compare with; at least 2"
         if self.train.refills and self.sampler.objective == "difficulty":
             yield "train.refills: with sampler.objective=difficulty a group of equal rewards has signal too; set 0"

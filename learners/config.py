@@ -132,7 +132,7 @@ class PolicyConfig(LearnerConfig):
 
 
 class SamplerConfig(LearnerConfig):
-    """The sampler learner: the 1-D U-Net, and how REINFORCE trains it."""
+    """The sampler learner: the network that `selector.kind` names, and how REINFORCE trains it."""
 
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """Learning rate of AdamW. Where `warmup_steps` and `schedule` change it, this is the highest one."""
@@ -143,17 +143,21 @@ class SamplerConfig(LearnerConfig):
     """Folder of a sampler to start from: `checkpoints/step-N/sampler` of a run of stage 1. Empty: fresh weights."""
     channels: tuple[int, ...] = (64, 128, 256)
     """Channels of the levels of the U-Net, top to bottom. The default has about 2M parameters (paper)."""
-    log_prob: Literal["plackett_luce", "independent"] = "plackett_luce"
-    """Log-probability of a draw: the exact one of draws without replacement (ours), or the sum of log p over its frames
-    (paper)."""
-    objective: Literal["joint", "difficulty"] = "joint"
+    width: int = Field(default=768, ge=1)
+    """Dimensions of the CLIP's embeddings, which `selector.kind=tspo` sees: 768 for ViT-L/14."""
+    log_prob: Literal["plackett_luce", "independent", "mean"] = "plackett_luce"
+    """Log-probability of a draw: the exact one of draws without replacement (ours), the sum of log p over its frames (paper),
+    or their mean (TSPO)."""
+    objective: Literal["joint", "difficulty", "tspo"] = "joint"
     """What a draw is worth. `joint` (stage 2): the reward of its answer. `difficulty` (stage 1): 1/c for a right answer and
-    -1/(1-c) for a wrong one, where c is the pass rate of the question."""
+    -1/(1-c) for a wrong one, where c is the pass rate of the question. `tspo`: the reward, less the mean of the question's
+    group and divided by its standard deviation."""
     reward: Literal["total", "accuracy"] = "total"
-    """The reward that `joint` takes: the total, or the term `accuracy` alone (two readings of the paper)."""
+    """The reward that `joint` and `tspo` take: the total, or the term `accuracy` alone (two readings of the paper; TSPO's is
+    `accuracy`)."""
     baseline: bool = True
     """Subtract from a draw's worth, in both stages, what the other draws of its group say its queries are worth; draws of the
-    same queries say most (ours)."""
+    same queries say most (ours). The objective `tspo` has a baseline of its own."""
     wrong_at_zero: float = Field(default=0.0, le=0)
     """Stage 1: the advantage of a wrong answer to a question of pass rate 0 (ours: 0; the formula gives -1)."""
     max_advantage: float = Field(default=10.0, gt=0)

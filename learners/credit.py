@@ -100,6 +100,8 @@ class Objective:
     """The worth of a trajectory's draw, before the baseline is subtracted."""
     teaches: Callable[[Question], bool] = lambda question: True
     """Whether the sampler can learn from a question; others are dropped."""
+    normalised: bool = False
+    """Whether worths are compared as GRPO compares rewards, within the question's group, whatever `sampler.baseline` says."""
 
 
 def _reward(question: Question, trajectory: Trajectory, config: SamplerConfig) -> float:
@@ -113,6 +115,7 @@ def _difficulty(question: Question, trajectory: Trajectory, config: SamplerConfi
 OBJECTIVES = {
     "joint": Objective(_reward),
     "difficulty": Objective(_difficulty, teaches=lambda question: question.pass_rate != 1),
+    "tspo": Objective(_reward, normalised=True),
 }
 """The values of `sampler.objective`."""
 
@@ -123,8 +126,10 @@ def sampler_batch(groups: Sequence[Group], config: SamplerConfig) -> tuple[Sampl
     groups = [group for group in groups if objective.teaches(group.question)]
     trajectories = [(group.question, trajectory) for group in groups for trajectory in group.trajectories]
     advantages = torch.tensor([objective.worth(question, trajectory, config) for question, trajectory in trajectories])
-    if config.baseline:
-        sizes = [len(group.trajectories) for group in groups]
+    sizes = [len(group.trajectories) for group in groups]
+    if objective.normalised:
+        advantages = group_advantages(advantages, sizes, "grpo")
+    elif config.baseline:
         draws = [len(sharing) for group in groups for sharing in group.by_query_turn]
         advantages = draw_advantages(advantages, sizes, draws)
     draws_made = [

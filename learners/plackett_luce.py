@@ -57,7 +57,13 @@ def independent_log_prob(logits_BT: Tensor, draws_BK: Tensor) -> Tensor:
     return (chosen_BK - logits_BT.logsumexp(-1, keepdim=True)).masked_fill(~present_BK, 0.0).sum(-1)
 
 
-LOG_PROBS = {"plackett_luce": log_prob, "independent": independent_log_prob}
+def mean_log_prob(logits_BT: Tensor, draws_BK: Tensor) -> Tensor:
+    """The mean of `log softmax(l)[i_k]` over the K frames of each draw, [B] float64, in nats: what TSPO (arXiv 2508.04369)
+    raises. Draws are given as in `log_prob`."""
+    return independent_log_prob(logits_BT, draws_BK) / (draws_BK >= 0).sum(-1).clamp(min=1)
+
+
+LOG_PROBS = {"plackett_luce": log_prob, "independent": independent_log_prob, "mean": mean_log_prob}
 """The values of `sampler.log_prob`."""
 
 

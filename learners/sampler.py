@@ -1,7 +1,7 @@
-"""The sampler learner: REINFORCE on the U-Net, `-(A * log_prob(draw))`, averaged over the draws of a step.
+"""The sampler learner: REINFORCE on a network of `learners/networks.py`, `-(A * log_prob(draw))`, averaged over a step's draws.
 
-Invariants: the log-probability is recomputed from the similarity matrix the draw was made from; a selection in which nothing
-was drawn (T <= K) gives no sample.
+Invariants: the log-probability is recomputed from what the draw was made from; a selection in which nothing was drawn (T <= K)
+gives no sample; a network's temperature changes after an update alone, and is part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from learners.config import SamplerConfig
 from learners.credit import SamplerSample
 from learners.micro_batches import plan_micro_batches
+from learners.networks import NETWORKS, TEMPERATURE, architecture, look, make_network
 from learners.plackett_luce import LOG_PROBS, entropy
 from learners.rank import LearnerRank, Published
-from services.checkpoints import save_sampler
+from services.checkpoints import WEIGHTS, save_sampler
+from services.config import DataConfig
 from services.weights import SAMPLER
 
 
@@ -32,15 +35,13 @@ class SamplerLearner(LearnerRank):
 
     network = SAMPLER
 
-    def __init__(self, config: SamplerConfig, seed: int, rank: int) -> None:
+    def __init__(self, config: SamplerConfig, kind: str, seed: int, data: DataConfig, steps: int, rank: int) -> None:
         super().__init__(config, rank)
         self.config: SamplerConfig = config
-        self._seed = seed
+        self._kind, self._seed, self._data, self._steps = kind, seed, data, steps
 
     def build(self) -> torch.nn.Module:
-        from learners.unet import make_sampler  # RLlib: seconds and memory that the driver is spared
-
-        return make_sampler(self.config.channels, self._seed, self.config.checkpoint)
+        return make_network(self._kind, self.config, self._seed, self.config.checkpoint)
 
     def publishable(self) -> list[Published]:
         return [Published(name, parameter) for name, parameter in self.engine.module.named_parameters()]
@@ -49,10 +50,8 @@ class SamplerLearner(LearnerRank):
         return name.partition(".")[0]
 
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        from learners.unet import make_sampler
-
-        save_sampler(folder, self.config.channels, state)
-        module = make_sampler(self.config.channels, self._seed)
+        save_sampler(folder, architecture(self._kind, self.config), state)
+        module = make_network(self._kind, self.config, self._seed)
         module.load_state_dict(state)
         module.save_to_path(folder / "rllib")  # for others: it holds pickles, and is never read here
 
@@ -74,17 +73,36 @@ class SamplerLearner(LearnerRank):
             return -(weights * (advantages * log_probs + bonuses * entropies)).sum()
 
         loss = self.accumulate([partial(loss_of, indices) for indices in plan], step)
-        return {"sampler/loss": loss, "sampler/draws": float(len(samples))} | self.take_step(step)
+        metrics = {"sampler/loss": loss, "sampler/draws": float(len(samples))} | self.take_step(step)
+        if anneal := NETWORKS[self._kind].anneal:
+            self._set_temperature(anneal(min(step / self._steps, 1.0)))
+        return metrics
+
+    def restore(self, checkpoint: str) -> None:
+        super().restore(checkpoint)
+        if NETWORKS[self._kind].anneal:
+            self._set_temperature(float(load_file(Path(checkpoint) / self.network / WEIGHTS)[TEMPERATURE]))
 
     def _evaluate(self, samples: Sequence[SamplerSample]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probability and entropy [B] of each sample's draw under the network as it is."""
-        from learners.unet import collate
-
         device = self.engine.device
-        batch = collate([sample.selection.similarity for sample in samples])
+        batch = NETWORKS[self._kind].collate(
+            [
+                look(self._kind, self.config, self._data, sample.selection.similarity, sample.selection.embedded)
+                for sample in samples
+            ]
+        )
         logits_BT = self.engine({name: tensor.to(device) for name, tensor in batch.items()})["logits"]
         longest = max(len(sample.selection.draw) for sample in samples)
         draws_BK = torch.full((len(samples), longest), -1, device=device)
         for row, sample in enumerate(samples):
             draws_BK[row, : len(sample.selection.draw)] = torch.tensor(sample.selection.draw, device=device)
         return LOG_PROBS[self.config.log_prob](logits_BT, draws_BK), entropy(logits_BT)
+
+    def _set_temperature(self, value: float) -> None:
+        import deepspeed
+
+        temperature = self.engine.module.get_parameter(TEMPERATURE)
+        whole = deepspeed.zero.GatheredParameters([temperature], modifier_rank=0, enabled=self.config.zero_stage == 3)
+        with torch.no_grad(), whole:
+            temperature.fill_(value)

@@ -11,18 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from services.checkpoints import load_sampler
-from services.errors import UserError
 from services.schema import MAX_QUERIES
 
 INPUT_CHANNELS = 3 * MAX_QUERIES
@@ -130,29 +126,6 @@ class UNetSampler(TorchRLModule):
             x_BCT = block(merge(torch.cat([up_BCT, skip_BCT], dim=1)) * mask_B1T, mask_B1T)
         logits_BT = LOGIT_SCALE * self.head(self.norm(x_BCT, mask_B1T))[:, 0, :num_frames]
         return {"logits": logits_BT.masked_fill(~frame_mask_BT, -torch.inf)}
-
-
-def make_sampler(channels: Sequence[int], seed: int, checkpoint: Path | None = None) -> UNetSampler:
-    """Make the network on the CPU, with the weights of `checkpoint` or with fresh ones that `seed` alone decides. The global
-    random state does not change. Raises UserError when the checkpoint is of another network.
-
-    RLlib asks for spaces; here they are per frame: 4 cosines are seen, and the frame is drawn or not.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        network = UNetSampler(
-            observation_space=gym.spaces.Sequence(gym.spaces.Box(-1.0, 1.0, (MAX_QUERIES,), np.float32)),
-            action_space=gym.spaces.Sequence(gym.spaces.Discrete(2)),
-            model_config={"channels": [int(c) for c in channels]},
-        )
-        if checkpoint is not None:
-            try:
-                network.load_state_dict(load_sampler(checkpoint, channels))
-            except RuntimeError as error:
-                raise UserError(
-                    f"sampler.checkpoint: {checkpoint} holds another network's weights; name another"
-                ) from error
-    return network
 
 
 def collate(similarities: Sequence[np.ndarray]) -> dict[str, Tensor]:

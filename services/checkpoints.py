@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -116,16 +117,16 @@ def steps_to_keep(accuracies: Mapping[int, float | None], keep_last: int, keep_b
     return {*sorted(accuracies, reverse=True)[:keep_last], *(step for _, step in best)}
 
 
-def save_sampler(folder: Path, channels: Sequence[int], state: Mapping[str, torch.Tensor]) -> None:
-    """Write the sampler's weights and the channels they are for into `folder`, which exists."""
-    (folder / CONFIG).write_text(json.dumps({"channels": list(channels)}) + "\n")
+def save_sampler(folder: Path, architecture: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> None:
+    """Write the sampler's weights into `folder`, which exists, and the config fields whose values they are for."""
+    (folder / CONFIG).write_text(json.dumps(dict(architecture)) + "\n")
     save_file(dict(state), folder / WEIGHTS)
 
 
-def load_sampler(folder: Path, channels: Sequence[int]) -> dict[str, torch.Tensor]:
+def load_sampler(folder: Path, architecture: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The weights of a saved sampler, whatever else lies in its folder.
 
-    Raises UserError for a folder that holds none, a damaged one, or one of other channels.
+    Raises UserError for a folder that holds none, a damaged one, or one of another architecture.
     """
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise UserError(
@@ -133,9 +134,12 @@ def load_sampler(folder: Path, channels: Sequence[int]) -> dict[str, torch.Tenso
             "(pickles are not read: they can run code)"
         )
     try:
-        saved, state = json.loads((folder / CONFIG).read_text())["channels"], load_file(folder / WEIGHTS)
+        saved, state = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+        kind = {"selector.kind": saved["selector.kind"]}  # without which it is no sampler's config
+        differing = {field: value for field, value in (kind | saved).items() if architecture.get(field) != value}
     except (ValueError, TypeError, KeyError, SafetensorError) as error:
         raise UserError(f"sampler.checkpoint: {folder} is damaged ({error}); name another") from error
-    if saved != list(channels):
-        raise UserError(f"sampler.checkpoint: {folder} has channels {saved}; set sampler.channels={saved}")
+    if differing:
+        settings = " ".join(f"{field}={json.dumps(value).strip(chr(34))}" for field, value in differing.items())
+        raise UserError(f"sampler.checkpoint: {folder} holds another network; set {settings}")
     return state

@@ -148,6 +148,18 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Embedded:
+    """What similarities were computed from, for a sampler that sees more than these: the frames' embeddings go by reference."""
+
+    clip: str
+    """Key of the CLIP, and with `video` of the frames' embeddings [T, D] in the feature cache."""
+    video: str
+    """`Video.key`."""
+    queries: np.ndarray
+    """[Q, D] float32: the queries' embeddings."""
+
+
+@dataclass(frozen=True)
 class Selection:
     """K of T frames, and what the sampler saw when it drew them."""
 
@@ -163,6 +175,8 @@ class Selection:
     """[Q, T] float32 cosines of queries and candidate frames."""
     version: int
     """Sampler weights that made it."""
+    embedded: Embedded | None = None
+    """What `similarity` was computed from; None when that is not known."""
 
 
 @dataclass(frozen=True)

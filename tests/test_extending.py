@@ -124,7 +124,7 @@ from cluster.config import load_config
 config = load_config(TOY, ["--selector.kind=parts"])
 similarity = np.zeros((2, 12), np.float32)
 similarity[0, 1], similarity[1, 3], similarity[0, 10], similarity[1, 11] = 0.5, 0.25, 0.75, 0.5
-selection = SelectorActor(config.selector, config.sampler, 0, None).select(similarity, 3, None)
+selection = SelectorActor(config.selector, config.sampler, 0, None, config.data).select(similarity, 3, None)
 print(config.selector.learns, *selection.frames)
 """,
     )

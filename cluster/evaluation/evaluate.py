@@ -27,7 +27,7 @@ from cluster.training.fleet import BATCHES, Fleet, fleet
 from cluster.training.placement import Part
 from services.errors import QuestionError
 from services.frames import FrameCache
-from services.schema import Question, Video
+from services.schema import Embedded, Question, Video
 from services.scoring import Prediction, request
 from services.selection import choose
 
@@ -114,6 +114,10 @@ async def in_flight(work: Callable[[Iterator[Item]], Awaitable[None]], queue: It
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+Seen = tuple[tuple[str, ...], np.ndarray, Embedded]
+"""What CLIP was asked, its cosines [Q, T] with every candidate frame, and what these were computed from."""
+
+
 class Answering:
     """Engines, CLIP and selectors, asked for samples."""
 
@@ -123,7 +127,7 @@ class Answering:
 
     async def samples(self, question: Question, cells: Iterable[Cell]) -> AsyncIterator[Sample]:
         """The question's sample in each of `cells`, one after the other; what two of them share is asked once."""
-        seen: dict[tuple[str, int], tuple[tuple[str, ...], np.ndarray]] = {}
+        seen: dict[tuple[str, int], Seen] = {}
         answers: dict[tuple[int, tuple[int, ...]], Sample] = {}
         for cell in cells:
             key = self._keys.of(question, cell, self._videos[question.video])
@@ -131,26 +135,25 @@ class Answering:
             try:
                 if asks not in seen:
                     seen[asks] = await self._look(question, cell, turns)
-                texts, similarity = seen[asks]
-                frames = await self._choose(cell, similarity)
+                texts, similarity, embedded = seen[asks]
+                frames = await self._choose(cell, similarity, embedded)
                 if (cell.budget, frames) not in answers:
                     answers[cell.budget, frames] = await self._answer(question, frames, turns)
                 yield replace(answers[cell.budget, frames], key=key, queries=texts)
             except QuestionError as error:
                 yield Sample(self._keys.refused(key), reason=str(error))
 
-    async def _look(self, question: Question, cell: Cell, turns: Turns) -> tuple[tuple[str, ...], np.ndarray]:
-        """What CLIP is asked, and its cosines [Q, T] with every candidate frame."""
+    async def _look(self, question: Question, cell: Cell, turns: Turns) -> Seen:
         texts: tuple[str, ...] = (question.question,)
         if cell.selector.asks == "queries":
             texts = (await turns.query(question, None)).texts
         key = self._videos[question.video].key
-        return texts, await self._actors.embedders.call(EmbedderActor.similarity, key, texts)
+        return texts, *await self._actors.embedders.call(EmbedderActor.match, key, texts)
 
-    async def _choose(self, cell: Cell, similarity: np.ndarray) -> tuple[int, ...]:
+    async def _choose(self, cell: Cell, similarity: np.ndarray, embedded: Embedded) -> tuple[int, ...]:
         if not cell.selector.learns:
             return tuple(map(int, choose(cell.selector.kind, similarity, cell.budget)))
-        selection = await self._actors.selectors.call(SelectorActor.select, similarity, cell.budget, None)
+        selection = await self._actors.selectors.call(SelectorActor.select, similarity, cell.budget, None, embedded)
         return tuple(map(int, selection.frames))
 
     async def _answer(self, question: Question, frames: tuple[int, ...], turns: Turns) -> Sample:

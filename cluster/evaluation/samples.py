@@ -23,6 +23,7 @@ from typing import Any
 from actors.prompts import answer_messages, query_messages
 from cluster.config import Config
 from cluster.evaluation.setting import Cell, Selector, Setting
+from learners.networks import architecture
 from services import jsonl
 from services.content_hash import folder_hash
 from services.errors import UserError
@@ -108,7 +109,7 @@ def _selector_hash(selector: Selector, config: Config, mllm: str) -> str:
     if selector.learns:
         checkpoint, sampler = config.sampler.checkpoint, config.sampler
         weights = folder_hash(checkpoint, cache) if checkpoint else ["untrained", config.train.seed]
-        return _hash(selector.kind, weights, [*sampler.channels], clip, asked)
+        return _hash(architecture(selector.kind, sampler), weights, clip, asked)
     return _hash(selector.kind, _rule_code(selector.kind), clip, asked)
 
 

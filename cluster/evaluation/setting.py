@@ -143,10 +143,10 @@ def settle(
     questions = read_annotations(benchmark, annotations, videos.absolute())
     for question in questions:
         label(question)
-    kind = next((one.kind for one in chosen if one.learns), "unet")
+    network = [f"--selector.kind={one.kind}" for one in chosen if one.learns][:1]
     of_budget = {}
     for budget in frames:
-        overrides = [f"--frames.budget={budget}", f"--selector.kind={kind}", "--train.validate_budgets=[]"]
+        overrides = [f"--frames.budget={budget}", *network, "--train.validate_budgets=[]"]
         config = load(overrides)
         if visual_tokens is not None:
             size = _size(config, budget, visual_tokens)

@@ -152,7 +152,7 @@ async def _embedders(config: Config, placement: Placement, store: Store, report:
 async def _selectors(config: Config, placement: Placement, store: Store, report: Report) -> Pool[SelectorActor]:
     return await Pool.start(
         SelectorActor,
-        (config.selector, config.sampler, config.train.seed, store.actor),
+        (config.selector, config.sampler, config.train.seed, store.actor, config.data),
         config.selector,
         environment(config.selector.threads),
         placement.of("selector"),
@@ -171,7 +171,7 @@ POOLS: dict[Part, tuple[str, Callable[[Config, Placement, Store, Report], Awaita
 async def check_cache(config: Config, actors: Fleet, *others: Callable[..., Awaitable[Any]]) -> None:
     """Raises UserError naming a node on which those who read frames do not see the cache. `others`: the `run` of those who
     do so besides the fleet's pools."""
-    pools = [pool.run for part, pool in actors.pools.items() if part != "selectors"]
+    pools = [pool.run for part, pool in actors.pools.items() if part != "selectors" or config.selector.sees_frames]
     with probe(config.data) as file:
         await asyncio.gather(*[run(seen_by, file) for run in (*pools, *others)])
 

@@ -118,7 +118,8 @@ async def training_fleet(config: Config, report: Report) -> AsyncIterator[tuple[
         actors, learners = await asyncio.gather(*starting)
         keeper = asyncio.create_task(keep_published(learners, actors.store, report))
         try:
-            await check_cache(config, actors, *([learners.policy.run] if learners.policy else []))
+            reading = [learners.policy, learners.sampler if config.selector.sees_frames else None]
+            await check_cache(config, actors, *[learner.run for learner in reading if learner])
             yield actors, learners
         finally:
             keeper.cancel()
@@ -142,6 +143,8 @@ async def start_learners(config: Config, placement: Placement, report: Report) -
     return Learners(
         *await asyncio.gather(
             learner(PolicyLearner, config.policy, model, temperature, config.data, config.frames),
-            learner(SamplerLearner, config.sampler, config.train.seed),
+            learner(
+                SamplerLearner, config.sampler, config.selector.kind, config.train.seed, config.data, config.train.steps
+            ),
         )
     )

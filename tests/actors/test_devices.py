@@ -47,7 +47,7 @@ def test_selector_and_embedder_without_a_gpu_compute_on_the_cpu(
     ray_cluster: None, toy_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    selector = SelectorActor(SelectorConfig(), SAMPLER, 0, create_store("store-devices"))
+    selector = SelectorActor(SelectorConfig(), SAMPLER, 0, create_store("store-devices"), toy_config.data)
     selector.ready()
     assert {parameter.device.type for parameter in selector._network.parameters()} == {"cpu"}
     config = toy_config.embedder

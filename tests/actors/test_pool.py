@@ -188,10 +188,10 @@ def test_constructors_load_nothing(tmp_path: Path) -> None:
     """What they raised would arrive as the actor's death; a call's error arrives whole."""
     data, frames, store = DataConfig(cache=tmp_path), FramesConfig(), None
     EmbedderActor("nowhere", EmbedderConfig(), data, frames)
-    SelectorActor(SelectorConfig(), SamplerConfig(checkpoint=tmp_path / "nowhere"), 0, store)  # type: ignore[arg-type]
+    SelectorActor(SelectorConfig(), SamplerConfig(checkpoint=tmp_path / "nowhere"), 0, store, data)  # type: ignore[arg-type]
     RolloutActor("nowhere", "float32", RolloutConfig(), data, frames, store, "store")
     PolicyLearner(PolicyConfig(), "nowhere", 1.0, data, frames, 0)
-    SamplerLearner(SamplerConfig(checkpoint=tmp_path / "nowhere"), 0, 0)
+    SamplerLearner(SamplerConfig(checkpoint=tmp_path / "nowhere"), "unet", 0, data, 1, 0)
 
 
 def test_waiting_for_an_actor_is_not_on_the_deadline_and_may_be_given_up(ray_cluster: None) -> None:

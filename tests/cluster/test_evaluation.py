@@ -18,7 +18,8 @@ from cluster.evaluation.evaluate import in_flight
 from cluster.evaluation.samples import Keys, Sample, Samples, prediction, samples_in, settled
 from cluster.evaluation.setting import Setting, budgets, loader, selectors, settle
 from cluster.toyworld import MODELS
-from learners.unet import make_sampler
+from learners.config import SamplerConfig
+from learners.networks import architecture, make_network
 from services.checkpoints import save_sampler, seal
 from services.errors import UserError
 from services.schema import Question, Video
@@ -61,7 +62,8 @@ def checkpoint(folder: Path, seed: int = 0, channels: tuple[int, ...] = (16, 32,
     """A run's folder of the toy recipe with one checkpoint, which has a sampler alone."""
     step = folder / "checkpoints" / "step-000001"
     (step / "sampler").mkdir(parents=True)
-    save_sampler(step / "sampler", channels, make_sampler(channels, seed, None).state_dict())
+    config = SamplerConfig(channels=channels)
+    save_sampler(step / "sampler", architecture("unet", config), make_network("unet", config, seed).state_dict())
     seal(step)
     (folder / "config.yaml").write_text(
         "toyworld: {}\nsampler: {channels: [16, 32, 64]}\nframes: {tokens_per_frame: 4}\n"
@@ -78,7 +80,7 @@ def test_selectors_and_what_clip_is_asked() -> None:
         ("unet", "question", True),
     ]
     for names, message in (
-        ("best", "valid: unet, uniform"),
+        ("best", "valid: unet, tspo, uniform"),
         ("topk@all", "@queries or @question"),
         ("topk,topk", "twice"),
     ):
@@ -111,8 +113,10 @@ def test_what_cannot_be_is_said_at_once(changes: dict[str, Any], message: str, m
 
 
 def test_a_checkpoint_of_another_architecture(make: Callable[..., Setting], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has channels \[8, 16\]; set sampler.channels"):
+    with pytest.raises(UserError, match=r"holds another network; set sampler.channels=\[8, 16\]"):
         make("unet", checkpoint=checkpoint(tmp_path / "run", channels=(8, 16)))
+    with pytest.raises(UserError, match="holds another network; set selector.kind=unet"):
+        make("tspo", checkpoint=checkpoint(tmp_path / "theirs"), overrides=("--sampler.width=64",))
     damaged = checkpoint(tmp_path / "damaged") / "checkpoints" / "step-000001"
     (damaged / "sampler" / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is damaged"):
@@ -173,6 +177,7 @@ def test_a_key_says_all_that_decides_a_reply(
         key(make("topk")),
         key(make("uniform")),
         key(make("unet")),
+        key(make("tspo", overrides=("--sampler.width=64",))),
         key(setting, cell=1),
         key(setting, video=replace(VIDEO, key="other")),
         key(setting, replace(asked, question="Where is it?")),

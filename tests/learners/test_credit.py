@@ -193,3 +193,11 @@ def test_metrics() -> None:
     assert metrics["rollout/groups_without_signal"] == 0.5
     assert metrics["rollout/query_tokens"] == 3
     assert metrics["sampler/entropy"] == 1.5
+
+
+def test_tspo_compares_rewards_within_the_group_by_their_standard_deviation() -> None:
+    groups = [group("q", [0.8, 0.0, 0.0]), group("same", [0.8, 0.8]), group("r", [0.0, 0.8])]
+    config = SamplerConfig(objective="tspo", reward="accuracy", baseline=False)
+    found = [sample.advantage for sample in sampler_batch(groups, config)]
+    assert found == pytest.approx([1.1547, -0.57735, -0.57735, -0.70711, 0.70711], abs=1e-4)
+    assert {sample.weight for sample in sampler_batch(groups, config)} == {1 / 7}, "the draws without advantage count"

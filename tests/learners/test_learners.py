@@ -21,11 +21,14 @@ from learners.config import LearnerConfig, PolicyConfig, SamplerConfig
 from learners.credit import SamplerSample
 from learners.group import LearnerGroup
 from learners.lora import LORA_TARGETS
+from learners.networks import make_network
 from learners.policy import PolicyLearner
 from learners.rank import LearnerRank
 from learners.sampler import SamplerLearner
+from services.config import DataConfig
+from services.embeddings import FeatureCache
 from services.errors import TrainingError, UserError
-from services.schema import Selection
+from services.schema import Embedded, Selection
 from services.weights import create_store, read_version
 from tests.full_disk import limit_files
 from tests.learners.turns import ENV, load_plain, policy_samples, reference_log_probs, video_token
@@ -242,22 +245,43 @@ def engine_end_tokens(folder: str | Path) -> Any:
 def test_sampler_ranks_and_zero_stages_take_the_same_steps_and_go_on_from_each_others(
     ray_cluster: None, tmp_path: Path
 ) -> None:
-    from learners.unet import make_sampler
-
     base = SamplerConfig(channels=(8, 16), learning_rate=4e-3, warmup_steps=4, micro_batch_frames=50)
     assert_same_steps(
         SamplerLearner,
-        lambda config: (config, 0),
+        lambda config: (config, "unet", 0, DataConfig(), 2),
         shapes(base, [(1, 0), (2, 2), (2, 3), (1, 1)]),
         sampler_batch(),
-        make_sampler((8, 16), 0).state_dict(),
+        make_network("unet", base, 0).state_dict(),
         tmp_path,
     )
 
 
-def test_what_is_not_finite_stops_the_run_and_goes_nowhere(ray_cluster: None, tmp_path: Path) -> None:
-    from learners.unet import make_sampler
+def test_a_network_that_sees_frames_takes_the_same_steps_and_keeps_its_temperature(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    base = SamplerConfig(width=16, learning_rate=4e-4, micro_batch_frames=50, log_prob="mean")
+    data = DataConfig(cache=tmp_path / "cache")
+    rng, cache = np.random.default_rng(3), FeatureCache(data.cache, "clip")
 
+    def with_features(sample: SamplerSample) -> SamplerSample:
+        queries, num_frames = sample.selection.similarity.shape
+        cache.put(f"video-{num_frames}", rng.normal(size=(num_frames, 16)))
+        embedded = Embedded("clip", f"video-{num_frames}", rng.normal(size=(queries, 16)).astype(np.float32))
+        return replace(sample, selection=replace(sample.selection, embedded=embedded))
+
+    assert_same_steps(
+        SamplerLearner,
+        lambda config: (config, "tspo", 0, data, 1000),
+        shapes(base, [(1, 0), (2, 3), (1, 1)]),
+        tuple(map(with_features, sampler_batch())),
+        make_network("tspo", base, 0).state_dict(),
+        tmp_path,
+    )
+    saved = load_file(tmp_path / "0" / "sampler" / "model.safetensors")
+    assert float(saved["temperature"]) == pytest.approx(0.025 - 0.015 / 1000)
+
+
+def test_what_is_not_finite_stops_the_run_and_goes_nowhere(ray_cluster: None, tmp_path: Path) -> None:
     def poison(rank: SamplerLearner) -> str:
         name, parameter = list(rank.engine.module.named_parameters())[-1]
         parameter.data[0] = torch.nan
@@ -265,7 +289,9 @@ def test_what_is_not_finite_stops_the_run_and_goes_nowhere(ray_cluster: None, tm
 
     async def story() -> None:
         config = SamplerConfig(channels=(8,), num_cpus=0.5)
-        learner = await LearnerGroup.start(SamplerLearner, (config, 0), config, ENV, ["DEFAULT"])
+        learner = await LearnerGroup.start(
+            SamplerLearner, (config, "unet", 0, DataConfig(), 9), config, ENV, ["DEFAULT"]
+        )
         first, *rest = sampler_batch()
         broken = (SamplerSample(first.selection, float("nan"), 1 / 5), *rest)
         with pytest.raises(TrainingError, match="step 7: the sampler loss is nan"):
@@ -278,7 +304,7 @@ def test_what_is_not_finite_stops_the_run_and_goes_nowhere(ray_cluster: None, tm
         with pytest.raises(TrainingError, match=f"sampler weights of version 2: {re.escape(name)} holds NaN"):
             await learner.snapshot()
         assert not list(tmp_path.iterdir())
-        start = make_sampler((8,), 0).state_dict()
+        start = make_network("unet", config, 0).state_dict()
         version, tensors = read_version(store, "sampler")
         assert version == 1
         for name, tensor in tensors:

@@ -9,11 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from learners.unet import LOGIT_SCALE, UNetSampler, collate, features, make_sampler
+from learners.config import SamplerConfig
+from learners.networks import architecture, make_network
+from learners.unet import LOGIT_SCALE, UNetSampler, collate, features
 from services.checkpoints import save_sampler
 from services.errors import UserError
 
 CHANNELS = (8, 16, 24)
+
+
+def make_sampler(channels: tuple[int, ...], seed: int, checkpoint: Path | None = None) -> UNetSampler:
+    network = make_network("unet", SamplerConfig(channels=channels), seed, checkpoint)
+    assert isinstance(network, UNetSampler)
+    return network
+
+
+def shape(channels: tuple[int, ...]) -> dict:
+    return architecture("unet", SamplerConfig(channels=channels))
 
 
 def rows(queries: int, frames: int, seed: int = 0) -> np.ndarray:
@@ -110,12 +122,14 @@ def test_missing_query_is_told_from_a_zero_row(trained: UNetSampler) -> None:
 
 
 def test_checkpoint_round_trip(trained: UNetSampler, tmp_path: Path) -> None:
-    save_sampler(tmp_path, CHANNELS, trained.state_dict())
+    save_sampler(tmp_path, shape(CHANNELS), trained.state_dict())
     batch = collate([rows(4, 23)])
     assert torch.equal(logits(make_sampler(CHANNELS, 5, tmp_path), batch), logits(trained, batch))
-    with pytest.raises(UserError, match=r"has channels \[8, 16, 24\]; set sampler.channels=\[8, 16, 24\]"):
+    with pytest.raises(UserError, match=r"holds another network; set sampler.channels=\[8, 16, 24\]$"):
         make_sampler((8,), 0, tmp_path)
-    save_sampler(tmp_path, CHANNELS, make_sampler((8,), 0).state_dict())
+    with pytest.raises(UserError, match=r"set selector.kind=unet sampler.channels=\[8, 16, 24\]$"):
+        make_network("tspo", SamplerConfig(), 0, tmp_path)
+    save_sampler(tmp_path, shape(CHANNELS), make_sampler((8,), 0).state_dict())
     with pytest.raises(UserError, match=r"holds another network's weights"):
         make_sampler(CHANNELS, 0, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"cut")
@@ -139,7 +153,7 @@ def test_a_foreign_checkpoint_runs_no_code(trained: UNetSampler, tmp_path: Path)
         pickled.write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
     with pytest.raises(UserError, match="has no config.json and no model.safetensors.*pickles are not read"):
         make_sampler(CHANNELS, 0, tmp_path / "foreign")
-    save_sampler(tmp_path / "foreign", CHANNELS, trained.state_dict())
+    save_sampler(tmp_path / "foreign", shape(CHANNELS), trained.state_dict())
     make_sampler(CHANNELS, 0, tmp_path / "foreign")
     assert not (tmp_path / "ran").exists()
     pickle.loads((tmp_path / "foreign" / "module_state.pkl").read_bytes())
