@@ -42,6 +42,15 @@ TEST_VIDEOS = 96
 FROZEN = "--policy.train=false"
 DRAWS = ("--train.group_size=2", "--train.draws=4")
 """Options of runs with a frozen MLLM: as many answers as in the recipe, to half as many query turns."""
+TSPO = (
+    "--selector.kind=tspo",
+    "--sampler.width=64",
+    "--sampler.objective=tspo",
+    "--sampler.reward=accuracy",
+    "--sampler.log_prob=mean",
+    "--sampler.learning_rate=5e-4",
+)
+"""The rival TSPO as published, but by the MLLM's queries, as every other: the toy CLIP knows no word of a question."""
 BUDGET = load_config(TOY).frames.budget
 RECIPE = hashlib.blake2b(TOY.read_bytes(), digest_size=4).hexdigest()
 """Runs of one recipe do not count for another."""
@@ -70,6 +79,12 @@ CELLS = {
     "uniform": Cell("uniform frames", ("--selector.kind=uniform", FROZEN), 0),
     "topk-question": Cell("top-k by the question", ("--selector.kind=topk", "--prompts.ask_clip=question", FROZEN), 0),
     "topk-queries": Cell("top-k by the queries", ("--selector.kind=topk", FROZEN), 0),
+    "bolt": Cell("BOLT by the queries", ("--selector.kind=bolt", FROZEN), 0),
+    "aks": Cell("AKS by the queries", ("--selector.kind=aks", FROZEN), 0),
+    "qframe": Cell("Q-Frame by the queries", ("--selector.kind=qframe", FROZEN), 0),
+    "tcs": Cell("TCS by the queries", ("--selector.kind=tcs", FROZEN), 0),
+    "bin-max": Cell("bin-max by the queries", ("--selector.kind=bin-max", FROZEN), 0),
+    "tspo": Cell("TSPO's agent by the queries", (*TSPO, FROZEN, *DRAWS), FIRST),
     "stage-1": Cell("stage 1", ("--sampler.objective=difficulty", FROZEN, *DRAWS), FIRST),
     "sampler": Cell("sampler only (stage 1, then 2 without the MLLM)", (FROZEN, *DRAWS), after="stage-1"),
     "mllm": Cell("MLLM only (top-k by its queries)", ("--selector.kind=topk",)),
@@ -100,6 +115,7 @@ class Expectation:
 EXPECTED = (
     Expectation("joint ≥ uniform frames + 20", ("uniform",), 20),
     Expectation("joint ≥ the best untrained selector + 5", ("uniform", "topk-question", "topk-queries"), 5),
+    Expectation("joint ≥ the best of BOLT, AKS, Q-Frame, TCS and TSPO", ("bolt", "aks", "qframe", "tcs", "tspo"), 0),
     Expectation("joint ≥ sampler only + 3", ("sampler",), 3),
     Expectation("joint ≥ MLLM only + 3", ("mllm",), 3),
     Expectation(f"joint at K = {BUDGET // 2} ≥ uniform frames at K = {BUDGET}", ("uniform",), 0, "K/2"),

@@ -146,6 +146,21 @@ def test_a_clip_folder_without_a_config(toy_config: Config, tmp_path: Path) -> N
         check_inputs(config)
 
 
+def test_a_clip_whose_embeddings_the_sampler_does_not_take(toy_config: Config) -> None:
+    for width in (64, 768):
+        sampler = toy_config.sampler.model_copy(update={"width": width})
+        config = toy_config.model_copy(update={"sampler": sampler})
+        check_inputs(config)
+        tspo = config.model_copy(update={"selector": config.selector.model_copy(update={"kind": "tspo"})})
+        if width == 64:
+            check_inputs(tspo)
+        else:
+            with pytest.raises(
+                UserError, match="sampler.width: 768, but embedder.model embeds in 64 dimensions; set 64"
+            ):
+                check_inputs(tspo)
+
+
 def test_paths_become_absolute(toy_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     assert toy_config.data.questions is not None
     monkeypatch.chdir(toy_config.data.questions.parent)

@@ -35,7 +35,7 @@ def test_mistakes_are_named(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("recipe", ["toy.yaml", "qwen2_5_vl_7b.yaml"])
+@pytest.mark.parametrize("recipe", ["toy.yaml", "qwen2_5_vl_7b.yaml", "tspo_qwen2_5_vl_7b.yaml"])
 def test_dry_run_plans_and_starts_nothing(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", str(RECIPES / recipe), "--dry-run", f"--data.cache={tmp_path}"]) == 0
     printed = capsys.readouterr().out

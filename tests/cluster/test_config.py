@@ -77,8 +77,8 @@ def test_overrides_win_over_the_recipe_and_the_environment_is_ignored(monkeypatc
         (["--policy.train=false", "--selector.kind=uniform"], "leaves nothing to learn"),
         (
             ["--selector.kind=best"],
-            "selector.kind: Input should be 'unet', 'uniform', 'topk', 'bin-max', 'bolt', 'bolt-longvideobench', 'aks', "
-            "'aks-longvideobench', 'qframe' or 'tcs'",
+            "selector.kind: Input should be 'unet', 'tspo', 'uniform', 'topk', 'bin-max', 'bolt', 'bolt-longvideobench', "
+            "'aks', 'aks-longvideobench', 'qframe' or 'tcs'",
         ),
         (["--sampler.objective=difficulty"], "sampler.objective: difficulty is stage 1"),
         (["--rollout.max_model_len=40"], "rollout.max_model_len: 40 cannot hold 16 visual tokens"),
