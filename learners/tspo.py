@@ -81,8 +81,10 @@ class TspoAgent(TorchRLModule):
         # A padded frame may have nothing valid in its window: a finite floor keeps its weights numbers.
         score_BTHW = (score_BTHW / (width // self.heads) ** 0.5).masked_fill(~valid_BT1W, -1e6)
         weight_BTHW = score_BTHW.softmax(-1)
-        parts = [weight_BTHW[..., term, None] * value_BTHd[:, shift] for term, shift in enumerate(shifts)]
-        return torch.stack(parts).sum(0).reshape(batch, num_frames, width)
+        attended_BTHd = torch.zeros_like(query_BTHd)
+        for term, shift in enumerate(shifts):
+            attended_BTHd = attended_BTHd + weight_BTHW[..., term, None] * value_BTHd[:, shift]
+        return attended_BTHd.reshape(batch, num_frames, width)
 
 
 def positions(frame_mask_BT: Tensor, width: int) -> Tensor:

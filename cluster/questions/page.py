@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.questions import Recognised, Refused
+from services.questions.evidence import has_moments
 from services.schema import LETTERS, Question, label
 
 FIRST = 3
@@ -37,6 +38,7 @@ def as_json(path: Path, found: Recognised) -> str:
         "videos": len(videos),
         "videos_found": sum(map(os.path.exists, videos)),
         "with_subtitles": sum(question.subtitles is not None for question in questions),
+        "with_evidence": sum(map(has_moments, questions)),
         "groups": {name: len(members) for name, members in _groups(questions).items()},
         "answers": _letters(questions),
         "refused": [asdict(refused) for refused in found.refused],
@@ -69,6 +71,8 @@ def _summary(path: Path, found: Recognised) -> Table:
         grid.add_row("videos", Text(_there({question.video for question in questions})))
     if subtitles := [question.subtitles for question in questions if question.subtitles]:
         grid.add_row("subtitles", Text(f"of {_count(len(subtitles), 'question')}: " + _there(set(subtitles))))
+    if evidence := sum(map(has_moments, questions)):
+        grid.add_row("evidence", f"of {_count(evidence, 'question')}: where the answer lies")
     if found.refused:
         malformed = sum(refused.malformed for refused in found.refused)
         others = len(found.refused) - malformed

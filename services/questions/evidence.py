@@ -73,6 +73,11 @@ def frame_numbers(value: object) -> tuple[int, ...] | None:
     return found if len(found) == len(numbers) else None
 
 
+def has_moments(question: Question) -> bool:
+    """Whether it is known where the answer lies, in seconds or by frame numbers."""
+    return bool(question.moments or question.moment_frames)
+
+
 def with_moments(question: Question, frame_rate: float) -> Question:
     """The question with a moment for each of its `moment_frames`, in a video of `frame_rate` frames per second; one whose
     moments are known stays as it is."""

@@ -24,6 +24,7 @@ def test_page(capsys):
     for expected in (
         "recognised as LVBench",
         "questions 47",
+        "evidence of 46 questions: where the answer lies",  # one span ends before it starts
         "videos 0 of 3 files found; missing: /videos/28CIeC8cZks.mp4, …",
         "reasoning 9 5 – 2 2",
         "all 47 15 6 12 14",
