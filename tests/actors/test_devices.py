@@ -17,6 +17,7 @@ from cluster.training.connection import COMMON_ENV
 from learners.config import SamplerConfig
 from learners.group import LearnerGroup
 from learners.sampler import SamplerLearner
+from services.config import DataConfig
 from services.weights import create_store
 from tests.learners.turns import ENV
 
@@ -36,7 +37,8 @@ class OnWorkstation(SamplerLearner):
 
 def test_a_rank_without_a_gpu_computes_on_the_cpu(ray_cluster: None) -> None:
     async def where() -> tuple[str, str]:
-        return await (await LearnerGroup.start(OnWorkstation, (SAMPLER, 0), SAMPLER, ENV, ["SPREAD"])).call(
+        arguments = (SAMPLER, "unet", 0, DataConfig(), 1)
+        return await (await LearnerGroup.start(OnWorkstation, arguments, SAMPLER, ENV, ["SPREAD"])).call(
             OnWorkstation.where
         )
 

@@ -15,6 +15,7 @@ from ray.actor import ActorHandle
 from learners.config import SamplerConfig
 from learners.group import LearnerGroup
 from learners.sampler import SamplerLearner
+from services.config import DataConfig
 from services.errors import ActorLost, TrainingError
 from services.weights import create_store, newest_version, read_version
 from tests.learners.test_learners import sampler_batch
@@ -25,7 +26,7 @@ class HeldLearner(SamplerLearner):
     """Leaves its process's number, and takes no step while `hold` is there, in a folder."""
 
     def __init__(self, folder: Path, config: SamplerConfig, seed: int, rank: int) -> None:
-        super().__init__(config, seed, rank)
+        super().__init__(config, "unet", seed, DataConfig(), 9, rank)
         self._folder = folder
 
     def connect(self, address: str, port: int) -> None:
@@ -122,7 +123,9 @@ def test_a_learner_whose_rank_is_lost(ray_cluster: None, tmp_path: Path) -> None
 def test_a_version_that_the_store_lost_is_published_again_unless_the_network_has_learnt(ray_cluster: None) -> None:
     async def story() -> None:
         config = SamplerConfig(channels=(8,), num_cpus=0.3)
-        learner = await LearnerGroup.start(SamplerLearner, (config, 0), config, ENV, ["DEFAULT"])
+        learner = await LearnerGroup.start(
+            SamplerLearner, (config, "unet", 0, DataConfig(), 9), config, ENV, ["DEFAULT"]
+        )
         store = create_store("store-again")
         await learner.update(sampler_batch(), 1)
         await learner.publish(store)
