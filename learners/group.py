@@ -20,7 +20,7 @@ from learners.config import LearnerConfig
 from learners.rank import WRITING, LearnerRank
 from learners.schedule import learning_rates
 from services import remote
-from services.errors import ActorLost, Overdue, TrainingError
+from services.errors import ActorLost, Overdue, StoreLost, TrainingError
 from services.probes import HEALTH, INTERVAL, probe
 from services.remote import Method, Parameters, Result
 from services.supervision import Supervisor
@@ -134,8 +134,19 @@ class LearnerGroup(Generic[Rank]):
         return {f"{self.network}/{name}": value for name, value in metrics.items()}
 
     async def publish(self, store: ActorHandle) -> None:
-        """Publish the network as it is now as the next version in the store. Raises StoreLost when that died meanwhile."""
-        await self.call(LearnerRank.publish, store, self.version + 1)
+        """Publish the network as it is now as the next version in the store, once more when that dies meanwhile.
+
+        Raises StoreLost when the store is not there again within `deadline`.
+        """
+        until = time.monotonic() + self._config.deadline
+        while True:
+            try:
+                await self.call(LearnerRank.publish, store, self.version + 1)
+                break
+            except StoreLost:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(INTERVAL)
         self.version, self.is_ahead = self.version + 1, False
 
     async def publish_again(self, store: ActorHandle) -> None:
@@ -177,10 +188,8 @@ class LearnerGroup(Generic[Rank]):
         return (await self._on_each(lambda *where: remote.run(*where, function, *arguments, **named)))[0]
 
     async def _on_each(self, call: remote.Call, deadline: float | None = None) -> list[Any]:
-        deadline = deadline or self._config.deadline
-        calls = [
-            asyncio.ensure_future(call(rank, self._name(index), deadline)) for index, rank in enumerate(self._ranks)
-        ]
+        ranks, deadline = self._ranks, deadline or self._config.deadline
+        calls = [asyncio.ensure_future(call(rank, self._name(index), deadline)) for index, rank in enumerate(ranks)]
         try:
             return await asyncio.gather(*calls)
         except Exception as error:
@@ -190,8 +199,10 @@ class LearnerGroup(Generic[Rank]):
             said = [call.exception() for call in done]
             fault = next((error for error in said if isinstance(error, remote.FOR_A_PERSON)), fault)
         if isinstance(fault, ActorLost | Overdue):
-            self._lose(ActorLost(str(fault)))
-            raise self._fault or fault from None
+            fault = ActorLost(str(fault))
+            if ranks is self._ranks:
+                self._lose(fault)
+                fault = self._fault or fault
         raise fault from None
 
     async def _connect(self) -> None:
@@ -212,14 +223,16 @@ class LearnerGroup(Generic[Rank]):
     async def _replace(self) -> None:
         """New ranks in the places of the old ones, which are ended."""
         self.close()
+        lost = self._fault
+        self._fault = lost or ActorLost(f"{self.network} learner: all its ranks start anew")  # for calls that still run
         for rank in self._ranks:
             ray.kill(rank)
-        if self._fault:
+        if lost:
             self._life.died(0, time.monotonic())
             (life,) = self._life.lives
             if not life.will_restart:
                 budget = f"{self.network}.restarts={self._config.restarts}"
-                raise TrainingError(f"the {self.network} learner is not started again ({budget}): {self._fault}")
+                raise TrainingError(f"the {self.network} learner is not started again ({budget}): {lost}")
             await asyncio.sleep(max(0.0, life.restart_at - time.monotonic()))
             self._life.restarted(0)
         self._fault = None

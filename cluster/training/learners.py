@@ -19,12 +19,10 @@ from learners.policy import PolicyLearner
 from learners.rank import LearnerRank
 from learners.sampler import SamplerLearner
 from services import remote
-from services.errors import StoreLost, TrainingError
+from services.errors import TrainingError
 from services.probes import INTERVAL
 from services.weights import WeightStore
 
-ATTEMPTS = 3
-"""How often a version is written whose store dies meanwhile."""
 LOSSES = ("restarts", "lost_seconds", "steps_again")
 """Restarts of learners and weight store, seconds without learners, steps done again."""
 ANSWER = 5.0
@@ -75,13 +73,7 @@ async def publish(learners: Learners, actors: Fleet) -> None:
     """The networks that are ahead of what was published, to the store and from there to whoever acts with them."""
 
     async def one(learner: LearnerGroup, pull: Callable[[int], Awaitable[Any]]) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                await learner.publish(actors.store)
-                break
-            except StoreLost:
-                if attempt == ATTEMPTS:
-                    raise
+        await learner.publish(actors.store)
         await pull(learner.version)
 
     pulls: list[tuple[LearnerGroup | None, Callable[[int], Awaitable[Any]]]] = [
