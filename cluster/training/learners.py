@@ -57,7 +57,13 @@ class Learners:
     async def rebuild(self) -> None:
         """Both with new ranks, and networks as they were loaded."""
         self.losses["restarts"] += sum(learner.is_lost for learner in self.present)
-        await asyncio.gather(*[learner.rebuild() for learner in self.present])
+        rebuilding = [asyncio.ensure_future(learner.rebuild()) for learner in self.present]
+        try:
+            await asyncio.gather(*rebuilding)
+        finally:
+            for one in rebuilding:
+                one.cancel()
+            await asyncio.gather(*rebuilding, return_exceptions=True)
 
     def supervision(self) -> dict[str, float]:
         """Metrics of what was lost so far."""
