@@ -91,3 +91,22 @@ def test_a_token_that_cannot_be_kept_is_named(tmp_path: Path) -> None:
     assert f"Ray keeps its token in {home}/.ray/auth_token, which cannot be written" in in_a_process(
         "local", HOME=str(home)
     )
+
+
+TASKS = """
+import time
+import ray
+from cluster.config import ClusterConfig
+from cluster.training.connection import connect
+connect(ClusterConfig(address="local"))
+ray.get(ray.remote(lambda: 1).remote())
+time.sleep(3)  # events are reported every second
+print(len(ray.timeline()), "events")
+"""
+
+
+@pytest.mark.heavy
+def test_a_private_cluster_remembers_no_tasks() -> None:
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", TASKS], env=others, capture_output=True, text=True, check=False)
+    assert done.stdout == "0 events\n", done.stderr
