@@ -101,7 +101,7 @@ def watch(driver: psutil.Popen, run_dir: Path, every: float) -> Iterator[Sample]
     page = ""
     while driver.poll() is None:
         time.sleep(every)
-        with suppress(psutil.NoSuchProcess, OSError):  # as when the run ends meanwhile
+        with suppress(psutil.NoSuchProcess, OSError, LookupError):  # as when the run ends meanwhile
             if step := max((row["step"] for row in jsonl.read(run_dir / FILE)), default=0):
                 page = page or metrics_page(driver)
                 yield {"step": step, STORE: object_store(page), **processes(driver)}
@@ -150,9 +150,9 @@ def read(page: str) -> str:
 
 
 def object_store(page: str) -> float:
-    """MB of the object store that are used."""
-    found = USED.search(read(page))
-    assert found
+    """MB of the object store that are used. Raises LookupError when the page does not say, as while Ray stops."""
+    if not (found := USED.search(read(page))):
+        raise LookupError(page)
     return float(found[1]) / MEGA
 
 
