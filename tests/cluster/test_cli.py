@@ -14,7 +14,7 @@ from cluster.config import RECIPES
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--policy.lr=1"], "policy.lr: no such field; fields of policy: learning_rate"),
+        (["train", "--policy.lr=1"], "policy.lr: no such field; fields of policy: num_cpus, num_gpus"),
         (["train", "--policy.zero_stage=9"], "policy.zero_stage: Input should be less than or equal to 3 (got '9')"),
         (["train", "nothing.yaml"], "nothing.yaml: no such recipe; the shipped ones"),
         (["train", "--policy.model=x/y/z"], "x/y/z: no such model folder"),
