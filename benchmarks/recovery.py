@@ -5,8 +5,8 @@
 One training gets all blows, each once the one before it is behind it. Seconds count from the signal: until the run says that
 it lost the actor (noticed), until it says that a new one is ready (replaced), and until that one is at its work (at work). The
 last two columns are what was done again: calls that went to another actor, and whole steps since the newest checkpoint, of
-which this training writes one in every two steps. The weight store has no such words; it is replaced when it holds the newest
-version again, and nobody waits for it before the next publication.
+which this training writes one in every two steps. Of the weight store only the first is measured: nobody waits for it before
+the next publication.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def test_a_run_whose_learner_and_weight_store_are_killed(
     assert "going on after step 2, from" in console
     *_, last = jsonl.read(run_dir / "metrics.jsonl")
     assert last["supervision/steps_again"] == 1
-    assert last["supervision/restarts"] >= 1, "a store that is empty for less than a second is not missed by anyone"
+    assert last["supervision/restarts"] >= 1
     assert_versions_rise(run_dir)
     assert_same(run_dir, undisturbed, numbered=False)
 

@@ -16,7 +16,7 @@ from tests.chaos.runs import STEPS, Training, assert_same, assert_versions_rise,
 
 
 class Member(Training):
-    """A training on a cluster whose processes are started by this one."""
+    """A training on a cluster whose processes are started by this one, which is therefore where they are looked for."""
 
     def __init__(self, run_dir: Path, *arguments: str) -> None:
         super().__init__(run_dir, *arguments)
