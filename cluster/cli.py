@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
               msjoe prepare videos/ --cache /data/cache      decode and embed ahead of training
               msjoe prepare q.jsonl --pass-rate q-c.jsonl    how hard each question is, for stage 1
               msjoe evaluate --help                          selectors on a benchmark, in one command
+              msjoe evaluate --evidence …                    what selectors show of the answers' moments; no MLLM
               msjoe score predictions.jsonl                  accuracies, intervals, comparisons
               msjoe peek video.mp4 --at 3 61 --out frames/   cached frames as PNG files
         """),

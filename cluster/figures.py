@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from services.metrics.names import Metric
+from services.schema import Span
 
 THUMBNAIL_WIDTH = 160
 """Pixels of a chosen frame on the page, about twice what it is shown at."""
@@ -122,11 +123,34 @@ def intervals_plot(
         xs = [x + (place - (len(of_selector) - 1) / 2) * width for x, _ in known]
         values, lows, highs = (np.array([point[part] for _, point in known]) for part in range(3))
         errors = np.abs([values - lows, highs - values])
-        axes.errorbar(xs, values, errors, marker="o", ms=4, lw=1.2, capsize=2, color=colour, label=name)
+        marker = "osD^"[place // len(COLOURS) % 4]
+        axes.errorbar(xs, values, errors, marker=marker, ms=4, lw=1.2, capsize=2, color=colour, label=name)
     axes.set_xticks(range(len(budgets)), [str(budget) for budget in budgets])
     axes.set_xlabel("frames")
     axes.set_ylabel("%")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, handlelength=1.2)
+    return _svg(figure)
+
+
+def moments_plot(num_frames: int, moments: Sequence[Sequence[Span]], of_selector: Mapping[str, Sequence[int]]) -> str:
+    """The seconds of a video, a row per selector: the moments as bands, the chosen frames as ticks, stronger in a moment."""
+    figure = Figure(figsize=(10.6, 0.5 + 0.24 * len(of_selector)), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, spans in zip(itertools.cycle(COLOURS[1:]), moments, strict=False):
+        for start, end in spans:
+            axes.axvspan(start - 0.5, end + 0.5, color=colour, alpha=0.22, lw=0)
+    for row, frames in enumerate(of_selector.values()):
+        seen = [any(start - 0.5 <= at <= end + 0.5 for spans in moments for start, end in spans) for at in frames]
+        for place, is_seen in zip(frames, seen, strict=True):
+            colour, width = (BLUE, 2.2) if is_seen else ("#8A8F98", 1.0)
+            axes.vlines(place, row - 0.36, row + 0.36, color=colour, lw=width)
+    axes.set_yticks(range(len(of_selector)), list(of_selector))
+    axes.set_ylim(len(of_selector) - 0.5, -0.5)
+    axes.set_xlim(-0.5, num_frames - 0.5)
+    axes.grid(visible=False)
+    axes.tick_params(axis="y", length=0, labelsize=8, labelcolor="#1D2129")
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.set_xlabel("second of the video", fontsize=8)
     return _svg(figure)
 
 

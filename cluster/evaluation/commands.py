@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from cluster.evaluation.setting import Setting
     from services.scoring import Prediction
+    from services.scoring.evidence import Choice
 
 
 def add_commands(commands: Any, path: Callable[[str], Path]) -> None:
@@ -48,7 +49,12 @@ def add_commands(commands: Any, path: Callable[[str], Path]) -> None:
     evaluate.add_argument("--recipe", type=path, help="decides frame size, CLIP, actors; fields as in train")
     evaluate.add_argument("--prompt", default="ours", metavar="NAME", help="ours (default), official or lmms")
     evaluate.add_argument("--visual-tokens", type=int, metavar="N", help="of every answer turn, whatever its budget")
-    evaluate.add_argument("--out", type=path, metavar="DIR", help="folder of the results: runs/evaluation-NAME")
+    evaluate.add_argument(
+        "--out", type=path, metavar="DIR", help="folder of the results; runs/evaluation-NAME, runs/evidence-NAME"
+    )
+    evaluate.add_argument(
+        "--evidence", action="store_true", help="only measure what the selectors' frames show of the evidence; no MLLM"
+    )
     evaluate.add_argument("--skip-missing", action="store_true", help="leave out questions whose video is not there")
     evaluate.add_argument("--dry-run", action="store_true", help="say what would be done; start nothing")
     evaluate.set_defaults(command=_evaluate)
@@ -75,16 +81,24 @@ def _score(options: argparse.Namespace, rest: list[str]) -> None:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
     from rich.console import Console
 
-    from cluster.evaluation.dry_run import describe
+    from cluster.evaluation.dry_run import describe, describe_evidence
     from cluster.evaluation.evaluate import evaluate
+    from cluster.evaluation.evidence import chosen, measure
     from cluster.evaluation.report import write_report
     from cluster.evaluation.samples import Keys, Samples, samples_in
     from services.frames import FrameCache
     from services.scoring import check_questions, read_predictions
 
-    setting = _setting(options, rest)
-    keys, console = Keys(setting), Console()
-    out = options.out or Path("runs") / f"evaluation-{options.benchmark}"
+    setting, console = _setting(options, rest), Console()
+    out = options.out or Path("runs") / f"{'evidence' if options.evidence else 'evaluation'}-{options.benchmark}"
+    if options.evidence:
+        if options.dry_run:
+            describe_evidence(setting, console)
+        else:
+            choices = measure(setting, setting.without_missing(options.skip_missing), console)
+            publish_evidence(choices, out, setting, console)
+        return
+    keys = Keys(setting)
     if options.dry_run:
         describe(setting, keys, Samples(out), console)
         return
@@ -104,6 +118,7 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> None:
         console.print(f"predictions: {samples.predictions}", "", soft_wrap=True, markup=False)
         scores, asked = publish(rows, out / "scores.json", console), {one.id: one for one in questions}
         cache = FrameCache.of(setting.config.data, setting.config.frames)
+        publish_evidence(chosen(rows, questions, cache, console), out, setting, console)
         console.print(f"report: {write_report(out, scores, rows, asked, cache)}", soft_wrap=True, markup=False)
 
 
@@ -116,12 +131,14 @@ def _setting(options: argparse.Namespace, rest: list[str]) -> Setting:
     for option, value, valid in (("benchmark", options.benchmark, BENCHMARKS), ("prompt", options.prompt, PROMPTS)):
         if value not in valid:
             raise UserError(f"--{option}={value}: valid: {', '.join(valid)}")
+    if options.evidence and (options.model or options.visual_tokens):
+        raise UserError("--evidence answers nothing: leave --model and --visual-tokens out")
     return settle(
         options.benchmark,
         options.annotations,
         options.videos,
         options.prompt,
-        selectors(options.selector),
+        selectors(options.selector, writes_queries=not options.evidence),
         budgets(options.frames),
         options.visual_tokens,
         loader(options.recipe, options.checkpoint, options.model, rest),
@@ -140,3 +157,24 @@ def publish(rows: list[Prediction], out: Path, console: Console) -> dict[str, An
         temporary.write_text(json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     console.print(f"scores: {out}", soft_wrap=True, markup=False)
     return scores
+
+
+def publish_evidence(choices: list[Choice], out: Path, setting: Setting, console: Console) -> None:
+    """Print what `choices` show of the evidence, and write it to the folder `out`; nothing when there are none."""
+    from cluster.evaluation.evidence import write_choices
+    from cluster.evaluation.page import show_evidence
+    from cluster.evaluation.report import write_evidence
+    from services.scoring import BENCHMARKS
+    from services.scoring.evidence import score_evidence
+    from services.storage import written_whole
+
+    if not choices:
+        return
+    evidence = score_evidence(choices)
+    show_evidence(evidence, console)
+    out.mkdir(parents=True, exist_ok=True)
+    write_choices(out / "evidence.jsonl", choices, setting)
+    with written_whole(out / "evidence.json") as temporary:
+        temporary.write_text(json.dumps(evidence, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    page = write_evidence(out, BENCHMARKS[setting.benchmark].title, evidence, choices)
+    console.print(f"evidence: {page}", soft_wrap=True, markup=False)

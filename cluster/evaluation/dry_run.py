@@ -11,12 +11,36 @@ from cluster.evaluation.samples import Keys, Samples
 from cluster.evaluation.setting import Setting
 from services.errors import VideoError
 from services.frames import FrameCache
+from services.questions.evidence import has_moments
 from services.schema import Video
 from services.scoring import BENCHMARKS, request
 
 
 def describe(setting: Setting, keys: Keys, samples: Samples, console: Console) -> None:
     """Print the plan, an example of the prompt, and every missing video."""
+    grid, videos = _inventory(setting)
+    grid.add_row("MLLM", Text(f"{setting.config.policy.model} ({keys.model})"))
+    grid.add_row("prompt", Text(f"{setting.prompt} ({keys.prompt})"))
+    console.print(grid, "", _cells(setting, keys, videos, samples), "")
+    example = setting.questions[0]
+    messages = answer_messages(example, request=request(setting.benchmark, setting.prompt, example))
+    console.print(Text(f"Prompt of question {example.id}, behind its frames", style="bold"))
+    console.print(Text(messages[0]["content"][-1]["text"]), "")
+    _say_missing(setting, console)
+
+
+def describe_evidence(setting: Setting, console: Console) -> None:
+    """Print what `--evidence` would measure, and every missing video."""
+    grid, _ = _inventory(setting)
+    grid.add_row("evidence", f"known of {sum(map(has_moments, setting.questions)):,} questions")
+    grid.add_row("selectors", Text(", ".join(dict.fromkeys(cell.selector.name for cell in setting.cells))))
+    grid.add_row("frames", ", ".join(dict.fromkeys(str(cell.budget) for cell in setting.cells)))
+    console.print(grid, "")
+    _say_missing(setting, console)
+
+
+def _inventory(setting: Setting) -> tuple[Table, dict[str, Video]]:
+    """A grid that begins with the questions and their videos, and the videos that are in the cache by path."""
     missing, videos, unreadable = set(setting.missing), {}, 0
     cache = FrameCache.of(setting.config.data, setting.config.frames)
     paths = dict.fromkeys(question.video for question in setting.questions if question.video not in missing)
@@ -35,14 +59,11 @@ def describe(setting: Setting, keys: Keys, samples: Samples, console: Console) -
     grid.add_row(
         "videos", f"{len(paths):,} found, {len(missing):,} missing; {undecoded:,} to decode, {unreadable:,} unreadable"
     )
-    grid.add_row("MLLM", Text(f"{setting.config.policy.model} ({keys.model})"))
-    grid.add_row("prompt", Text(f"{setting.prompt} ({keys.prompt})"))
-    console.print(grid, "", _cells(setting, keys, videos, samples), "")
-    example = setting.questions[0]
-    messages = answer_messages(example, request=request(setting.benchmark, setting.prompt, example))
-    console.print(Text(f"Prompt of question {example.id}, behind its frames", style="bold"))
-    console.print(Text(messages[0]["content"][-1]["text"]), "")
-    for path in sorted(missing):
+    return grid, videos
+
+
+def _say_missing(setting: Setting, console: Console) -> None:
+    for path in sorted(setting.missing):
         console.print(f"missing: {path}", soft_wrap=True, markup=False)
 
 

@@ -12,13 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import replace
 from typing import TypeVar
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from actors.embedder import EmbedderActor
-from actors.selector import SelectorActor
 from actors.turns import Turns
+from cluster.config import Config
+from cluster.evaluation.choosing import Seen, look, take
 from cluster.evaluation.samples import Keys, Sample, Samples, settled
 from cluster.evaluation.setting import Cell, Setting
 from cluster.preparing.prepare import prepare
@@ -27,11 +26,10 @@ from cluster.training.fleet import BATCHES, Fleet, fleet
 from cluster.training.placement import Part
 from services.errors import QuestionError
 from services.frames import FrameCache
-from services.schema import Embedded, Question, Video
+from services.schema import Question, Video
 from services.scoring import Prediction, request
-from services.selection import choose
 
-PROGRESS = (TextColumn("answering"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+PROGRESS = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
 Item = TypeVar("Item")
 Work = tuple[Question, Sequence[Cell]]
 """A question and the cells that it is still to be answered in."""
@@ -41,13 +39,7 @@ def evaluate(
     setting: Setting, keys: Keys, questions: Sequence[Question], samples: Samples, console: Console
 ) -> list[Prediction]:
     """The predictions of `questions` in every cell, in a fixed order; those that are not among `samples` are made now."""
-    paths = list(dict.fromkeys(question.video for question in questions))
-    prepared = prepare(setting.config, paths, console, verify=False, retry=False)
-    unreadable = {one.path: one.reason for one in prepared if one.status == "quarantined"}
-    cache = FrameCache.of(setting.config.data, setting.config.frames)
-    found = {path: cache.find(path) for path in paths if path not in unreadable}
-    videos = {path: video for path, video in found.items() if video}
-
+    videos, unreadable = ready_videos(setting.config, questions, console)
     asked, unheard = settle_subtitles(questions, setting.config.prompts)
     for loss in unheard:
         console.print(f"{loss.question.id}: no subtitles: {loss.reason}", soft_wrap=True, markup=False)
@@ -60,6 +52,18 @@ def evaluate(
     if missing:
         asyncio.run(_ask(setting, keys, missing, videos, samples, console))
     return settled(setting, keys, [able.get(one.id, one) for one in questions], videos, reasons, samples)
+
+
+def ready_videos(
+    config: Config, questions: Sequence[Question], console: Console
+) -> tuple[dict[str, Video], dict[str, str]]:
+    """The questions' videos by path, in the caches from now on, and the reason for each that cannot be read."""
+    paths = list(dict.fromkeys(question.video for question in questions))
+    prepared = prepare(config, paths, console, verify=False, retry=False)
+    unreadable = {one.path: one.reason for one in prepared if one.status == "quarantined"}
+    cache = FrameCache.of(config.data, config.frames)
+    found = {path: cache.find(path) for path in paths if path not in unreadable}
+    return {path: video for path, video in found.items() if video}, unreadable
 
 
 def _missing(setting: Setting, keys: Keys, question: Question, videos: Mapping[str, Video], samples: Samples) -> Work:
@@ -89,7 +93,7 @@ async def _ask(
 
     async with fleet(config, report, parts) as actors:
         with Progress(*PROGRESS, console=console) as bar:
-            task = bar.add_task("", total=sum(len(cells) for _, cells in missing))
+            task = bar.add_task("answering", total=sum(len(cells) for _, cells in missing))
             answering = Answering(setting, keys, videos, actors)
 
             async def work(queue: Iterator[Work]) -> None:
@@ -114,10 +118,6 @@ async def in_flight(work: Callable[[Iterator[Item]], Awaitable[None]], queue: It
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-Seen = tuple[tuple[str, ...], np.ndarray, Embedded]
-"""What CLIP was asked, its cosines [Q, T] with every candidate frame, and what these were computed from."""
-
-
 class Answering:
     """Engines, CLIP and selectors, asked for samples."""
 
@@ -135,11 +135,10 @@ class Answering:
             try:
                 if asks not in seen:
                     seen[asks] = await self._look(question, cell, turns)
-                texts, similarity, embedded = seen[asks]
-                frames = await self._choose(cell, similarity, embedded)
+                frames = await take(self._actors, cell, seen[asks])
                 if (cell.budget, frames) not in answers:
                     answers[cell.budget, frames] = await self._answer(question, frames, turns)
-                yield replace(answers[cell.budget, frames], key=key, queries=texts)
+                yield replace(answers[cell.budget, frames], key=key, queries=seen[asks][0])
             except QuestionError as error:
                 yield Sample(self._keys.refused(key), reason=str(error))
 
@@ -147,14 +146,7 @@ class Answering:
         texts: tuple[str, ...] = (question.question,)
         if cell.selector.asks == "queries":
             texts = (await turns.query(question, None)).texts
-        key = self._videos[question.video].key
-        return texts, *await self._actors.embedders.call(EmbedderActor.match, key, texts)
-
-    async def _choose(self, cell: Cell, similarity: np.ndarray, embedded: Embedded) -> tuple[int, ...]:
-        if not cell.selector.learns:
-            return tuple(map(int, choose(cell.selector.kind, similarity, cell.budget)))
-        selection = await self._actors.selectors.call(SelectorActor.select, similarity, cell.budget, None, embedded)
-        return tuple(map(int, selection.frames))
+        return await look(self._actors, self._videos[question.video], texts)
 
     async def _answer(self, question: Question, frames: tuple[int, ...], turns: Turns) -> Sample:
         asked = request(self._setting.benchmark, self._setting.prompt, question)

@@ -1,4 +1,4 @@
-"""The tables that `msjoe score` and `msjoe evaluate` print of scores (`services/scoring/score.py`)."""
+"""The tables that `msjoe score` and `msjoe evaluate` print of scores (`services/scoring/score.py`, `evidence.py`)."""
 
 from __future__ import annotations
 
@@ -139,3 +139,22 @@ def _percent(estimate: Scores | None, interval: bool = False, sign: str = "") ->
         return value
     low, high = (f"{100 * bound:{sign}.1f}" for bound in estimate["interval"])
     return rf"{value} \[{low}, {high}]"
+
+
+def show_evidence(evidence: Scores, console: Console) -> None:
+    """Print what the choices of every selector at every budget show of the evidence."""
+    title = "Evidence: what the chosen frames show of the moments in which the answers lie"
+    caption = (
+        "recall: moments that a frame shows, in %, with its 95 % interval, by bootstrap over videos. coverage: candidate "
+        "frames showing a moment that were taken, in %. gap: seconds from a moment to the nearest frame."
+    )
+    table = _table("selector", "frames", "recall@K", "coverage", "gap, s", title=title, caption=caption)
+    for result in evidence["results"]:
+        recall, coverage = ({"accuracy": result[name]["mean"], **result[name]} for name in ("recall", "coverage"))
+        shown = _percent(recall, interval=True), _percent(coverage), f"{result['gap']['mean']:.1f}"
+        table.add_row(Text(result["selector"]), str(result["budget"]), *shown)
+    console.print(table)
+    beyond = f", {evidence['unreachable']:,} of them shown by no candidate frame" if evidence["unreachable"] else ""
+    console.print(
+        f"{evidence['questions']:,} questions about {evidence['videos']:,} videos, {evidence['moments']:,} moments{beyond}\n"
+    )

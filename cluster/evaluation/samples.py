@@ -69,7 +69,7 @@ class Keys:
         shown = (config.frames.tokens_per_frame, config.frames.shown_as, config.prompts.subtitles)
         self.prompt = _hash(asked, shown, config.rollout.answer_tokens)
         self.selectors = {
-            cell.selector.name: _selector_hash(cell.selector, config, self.model) for cell in setting.cells
+            cell.selector.name: selector_hash(cell.selector, config, self.model) for cell in setting.cells
         }
 
     def of(self, question: Question, cell: Cell, video: Video) -> str:
@@ -97,7 +97,7 @@ def _model_hash(model: str, cache: Path) -> str:
     return folder_hash(Path(model), cache) if Path(model).is_dir() else model
 
 
-def _selector_hash(selector: Selector, config: Config, mllm: str) -> str:
+def selector_hash(selector: Selector, config: Config, mllm: str) -> str:
     """Hash of all that decides what a selector chooses from given previews of a given video."""
     cache, embedder = config.data.cache, config.embedder
     clip = [_model_hash(embedder.model, cache), *embedder.key_parameters()]
@@ -174,7 +174,7 @@ def prediction(setting: Setting, keys: Keys, question: Question, cell: Cell, sam
         benchmark=setting.benchmark,
         question_id=question.id,
         question_hash=question_hash(question),
-        video=_relative(question.video, setting.videos),
+        video=setting.below_videos(question.video),
         types=list(question.group),
         num_options=len(question.options),
         label=label(question),
@@ -197,12 +197,6 @@ def prediction(setting: Setting, keys: Keys, question: Question, cell: Cell, sam
 def _model_name(model: Path) -> str:
     """`RUN/step-N` for the MLLM of a checkpoint, else the last part of its path or name."""
     return f"{model.parts[-4]}/{model.parts[-2]}" if model.match("*/checkpoints/step-*/policy") else model.name
-
-
-def _relative(path: str, folder: Path) -> str:
-    """The path below the folder of videos, or as it is when it lies elsewhere."""
-    whole = Path(path)
-    return str(whole.relative_to(folder)) if whole.is_relative_to(folder) else path
 
 
 def settled(

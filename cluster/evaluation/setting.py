@@ -71,6 +71,11 @@ class Setting:
         """Paths of videos that are not there."""
         return [path for path in dict.fromkeys(one.video for one in self.questions) if not os.path.exists(path)]
 
+    def below_videos(self, path: str) -> str:
+        """The path of a video below their folder, or as it is when it lies elsewhere."""
+        whole = Path(path)
+        return str(whole.relative_to(self.videos)) if whole.is_relative_to(self.videos) else path
+
     def without_missing(self, skip: bool) -> list[Question]:
         """The questions whose videos are there. Raises UserError when some are not, unless they are to be skipped, or none."""
         missing = self.missing
@@ -90,11 +95,12 @@ class Setting:
         return there
 
 
-def selectors(names: str) -> list[Selector]:
+def selectors(names: str, writes_queries: bool = True) -> list[Selector]:
     """The selectors of `NAME[,NAME…]`. Rules ask CLIP with the question, as they were published; a network with what
-    it learnt to be asked, unless `@queries` or `@question` says otherwise.
+    it learnt to be asked, unless `@queries` or `@question` says otherwise. Without an MLLM that `writes_queries` all ask with
+    the question.
 
-    Raises UserError for a name that is none, or comes twice.
+    Raises UserError for a name that is none, or comes twice, and for queries that nobody writes.
     """
     kinds, asked = get_args(SelectorConfig.model_fields["kind"].annotation), get_args(Asks)
     found: list[Selector] = []
@@ -104,7 +110,13 @@ def selectors(names: str) -> list[Selector]:
             raise UserError(
                 f"--selector={name.strip()}: valid: {', '.join(kinds)}; with @queries or @question behind them"
             )
-        found.append(Selector(name.strip(), kind, asks if at else ("question" if kind in RULES else "queries")))  # type: ignore[arg-type]
+        if asks == "queries" and not writes_queries:
+            raise UserError(
+                f"--selector={name.strip()}: queries are written by the MLLM, which --evidence does without; leave one of them "
+                "out (a whole evaluation measures the evidence too)"
+            )
+        asks = asks or ("queries" if kind not in RULES and writes_queries else "question")
+        found.append(Selector(name.strip(), kind, asks))  # type: ignore[arg-type]
     if len({one.name for one in found}) < len(found):
         raise UserError(f"--selector={names}: names one twice")
     if len(networks := {one.kind for one in found if one.learns}) > 1:

@@ -4,7 +4,6 @@ checkpoint are done again, and in the end it is the run that nobody disturbed.""
 from __future__ import annotations
 
 import random
-import re
 import signal
 import time
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from services import jsonl
 from tests.chaos.runs import (
     STEPS,
     Phase,
@@ -72,25 +70,6 @@ def struck(run_dir: Path, arguments: Sequence[str], blows: Sequence[Blow]) -> st
     code, console = running.end()
     assert code == 0, console
     return console
-
-
-def test_a_run_whose_learner_and_weight_store_are_killed(
-    undisturbed: Path, toy_overrides: list[str], tmp_path: Path
-) -> None:
-    run_dir = tmp_path / "run"
-    blows: list[Blow] = [
-        (1, ROLLS_OUT, "WeightStore", signal.SIGKILL),
-        (3, ROLLS_OUT, "PolicyLearner", signal.SIGKILL),
-    ]
-    console = struck(run_dir, [*toy_overrides, *STEPS], blows)
-    assert re.search(r"policy learner, rank 0: .* the actor died: .*; all ranks start anew", console)
-    assert re.search(r"the learners are back after [\d.]+ s; whole steps to do again: 1\n", console)
-    assert "going on after step 2, from" in console
-    *_, last = jsonl.read(run_dir / "metrics.jsonl")
-    assert last["supervision/steps_again"] == 1
-    assert last["supervision/restarts"] >= 1
-    assert_versions_rise(run_dir)
-    assert_same(run_dir, undisturbed, numbered=False)
 
 
 @pytest.mark.chaos

@@ -35,20 +35,6 @@ def assert_went_on(run_dir: Path, undisturbed: Path, console: str, restarts: int
     assert_same(run_dir, undisturbed)
 
 
-def test_a_run_whose_actors_are_killed_at_work(undisturbed: Path, toy_overrides: list[str], tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    running = Training(run_dir, *toy_overrides, *STEPS)
-    running.reach(1, calls("RolloutActor.generate"))
-    running.strike("RolloutActor")
-    running.strike("SelectorActor")
-    running.strike("EmbedderActor")
-    code, console = running.end()
-    assert code == 0, console
-    assert_went_on(run_dir, undisturbed, console, restarts=3)
-    *_, last = jsonl.read(run_dir / "metrics.jsonl")
-    assert last["supervision/redispatched"] > 0, "the engine had work"
-
-
 @pytest.mark.chaos
 def test_a_run_that_has_lost_a_whole_pool_is_saved(toy_overrides: list[str], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"

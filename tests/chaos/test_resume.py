@@ -33,7 +33,21 @@ PHASES: dict[str, tuple[int, Phase]] = {
 """The step that is done, and what the run does then, when it is killed."""
 
 
-def test_a_run_that_was_told_to_stop_and_then_killed_goes_on_as_if_nothing_had_happened(
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(
+    undisturbed: Path, toy_overrides: list[str], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    killed = Training(run_dir, *toy_overrides, *STEPS)
+    killed.reach(*PHASES["policy update"])
+    killed.kill()
+    code, console = Training(run_dir, *toy_overrides, *STEPS, "--resume").end()
+    assert code == 0, console
+    assert "going on after step 2, from" in console
+    assert_same(run_dir, undisturbed)
+
+
+@pytest.mark.chaos
+def test_a_run_that_is_told_to_stop_goes_on_as_if_nothing_had_happened(
     undisturbed: Path, toy_overrides: list[str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
@@ -45,13 +59,9 @@ def test_a_run_that_was_told_to_stop_and_then_killed_goes_on_as_if_nothing_had_h
     (step,) = checkpoints(run_dir)
     assert f"msjoe: terminated after step {step}, which is saved" in console
     assert not stopped.left(), "no process is left"
-
-    killed = Training(run_dir, *toy_overrides, *STEPS, "--resume")
-    killed.reach(*PHASES["policy update"])
-    killed.kill()
     code, console = Training(run_dir, *toy_overrides, *STEPS, "--resume").end()
     assert code == 0, console
-    assert "going on after step 2, from" in console
+    assert f"going on after step {step}, from" in console
     assert_same(run_dir, undisturbed)
 
 

@@ -86,6 +86,9 @@ def test_selectors_and_what_clip_is_asked() -> None:
     ):
         with pytest.raises(UserError, match=message):
             selectors(names)
+    assert [one.asks for one in selectors("unet,topk", writes_queries=False)] == ["question", "question"]
+    with pytest.raises(UserError, match="written by the MLLM, which --evidence does without"):
+        selectors("topk@queries", writes_queries=False)
     assert budgets("8,4") == [4, 8]
     for text in ("0", "4,4", "four", ""):
         with pytest.raises(UserError, match="whole numbers above 0"):
@@ -152,6 +155,23 @@ def test_a_dry_run_names_missing_videos_and_writes_nothing(
     assert not out.exists()
     assert run(["evaluate", *given, *options]) == 2
     assert "1 videos of 3 questions are missing" in capsys.readouterr().err
+
+
+def test_evidence_that_cannot_be_measured_is_said_at_once(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", "--benchmark=videomme", f"--annotations={DATA / 'videomme.json'}", f"--videos={videos}"]
+    given += ["--evidence", "--selector=uniform", "--frames=4", f"--data.cache={tmp_path / 'cache'}"]
+    for changes, message in (
+        (["--skip-missing"], "none of these questions says where its answer lies"),
+        (["--model=mllm"], "--evidence answers nothing: leave --model and --visual-tokens out"),
+        (["--selector=unet@queries"], "which --evidence does without"),
+        ([], "1 videos of 3 questions are missing"),
+    ):
+        assert run([*given, *changes]) == 2
+        assert message in capsys.readouterr().err
+    assert run([*given, "--dry-run"]) == 0
+    assert "known of 0 questions" in capsys.readouterr().out
 
 
 def key(setting: Setting, question: Question | None = None, video: Video = VIDEO, cell: int = 0) -> str:

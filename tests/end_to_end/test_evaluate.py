@@ -18,6 +18,7 @@ import pytest
 
 from actors.config import SelectorConfig
 from cluster.config import Config
+from services.questions import read_questions
 from services.scoring import read_predictions
 from services.selection import RULES
 from tests.end_to_end.test_command import msjoe
@@ -138,3 +139,23 @@ def test_results_of_other_questions_are_not_written_over(evaluations: Evaluation
     ]
     refused = msjoe(*other)
     assert refused.returncode == 2 and "holds replies to other questions than" in refused.stderr
+
+
+def test_evidence_without_an_mllm(toy_config: Config, toy_overrides: list[str], tmp_path: Path) -> None:
+    questions = toy_config.data.questions
+    assert questions is not None
+    command: list[object] = ["evaluate", "--evidence", "--benchmark=training", "--annotations", questions]
+    command += [f"--videos={questions.parent}", f"--selector={','.join([NETWORK, *RULES])}", "--frames=4,8"]
+    done = msjoe(*command, *toy_overrides, f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "evidence.jsonl").read_text().splitlines()]
+    asked = {question.id: question for question in read_questions(questions)}
+    assert len(rows) == len(asked) * (1 + len(RULES)) * 2
+    for row in rows:
+        seen = {tenth for frame in row["frames"] for tenth in range(10 * frame - 5, 10 * frame + 6)}
+        moments = asked[row["question_id"]].moments
+        met = [any(seen & set(range(round(10 * a), round(10 * b) + 1)) for a, b in spans) for spans in moments]
+        assert row["recall"] == sum(met) / len(met), row
+        assert 1 <= len(row["frames"]) <= row["budget"]
+    assert len({tuple(row["frames"]) for row in rows if row["question_id"] == rows[0]["question_id"]}) > 6
+    assert "Recall over frames" in (tmp_path / "evidence.html").read_text()

@@ -272,7 +272,7 @@ def test_a_network_that_sees_frames_takes_the_same_steps_and_keeps_its_temperatu
     assert_same_steps(
         SamplerLearner,
         lambda config: (config, "tspo", 0, data, 1000),
-        shapes(base, [(1, 0), (2, 3), (1, 1)]),
+        shapes(base, [(1, 0), (2, 3)]),
         tuple(map(with_features, sampler_batch())),
         make_network("tspo", base, 0).state_dict(),
         tmp_path,
