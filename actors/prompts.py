@@ -56,13 +56,16 @@ def answer_messages(
     """Messages of the answer turn: the key frames, the question, the request for one letter. `request`: the text that asks it
     all, in place of ours.
 
-    Images stand behind their `seconds`, with the `subtitles` between them; a video has its subtitles, in time order, behind it.
+    Images stand behind their `seconds`, with the `subtitles` between them; a video has its subtitles, in time order, behind it,
+    and before these the seconds of its frames when no two share a patch.
     """
     ours = f"{_with_options(question)}\nAnswer with the letter of the right option as <answer>X</answer>."
     parts: list[Part] = []
-    if shown_as == "video":
+    if shown_as != "images":
         spoken = "".join(f"{subtitle.start:.0f} s: {subtitle.text}\n" for subtitle in subtitles)
-        parts = [VIDEO, *([_text(f"Subtitles:\n{spoken}")] if spoken else [])]
+        when = f"Seconds of the frames: {', '.join(f'{second:g}' for second in seconds)}\n"
+        parts = [VIDEO, *([_text(when)] if shown_as == "doubled" else [])]
+        parts += [_text(f"Subtitles:\n{spoken}")] if spoken else []
     else:
         for part in interleave(seconds, subtitles):
             if part[0] == "frame":

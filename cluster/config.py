@@ -28,6 +28,7 @@ from learners.objectives import ONLY_AGGREGATION
 from services.config import DataConfig, FramesConfig, Section, Seed
 from services.errors import UserError
 from services.metrics.trackers import TRACKERS
+from services.schema import num_layers
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -148,9 +149,8 @@ class Config(BaseSettings):
                 f"frames.budget, {self.frames.budget}, which the engine has room for"
             )
         yield from self._card_problems()
-        shared = 2 if self.frames.shown_as == "video" else 1
         visual = max(
-            -(-self.frames.budget // shared) * self.frames.tokens_per_frame,
+            num_layers(self.frames.budget, self.frames.shown_as) * self.frames.tokens_per_frame,
             (self.frames.num_previews + 1) // 2 * self.frames.preview_tokens_per_frame,
         )
         longest = visual + max(self.rollout.query_tokens, self.rollout.answer_tokens)

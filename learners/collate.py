@@ -153,9 +153,9 @@ class Collator:
         """A mask of the visual tokens in a turn's prompt, bool [P], and the M-RoPE positions [3, L] of prompt and response."""
         turn, vision = sample.turn, self._mllm.vision_config
         step = 1.0
-        if turn.visual is not None and turn.visual.shown_as == "video":
-            frames, shown = len(turn.visual.frames), turn.visual.num_frames
-            step = seconds_per_grid(frames, shown, vision.temporal_patch_size) * vision.tokens_per_second
+        if turn.visual is not None and (in_video := len(turn.visual.in_video)):
+            seconds = seconds_per_grid(in_video, turn.visual.num_frames, vision.temporal_patch_size)
+            step = seconds * vision.tokens_per_second
         merge = vision.spatial_merge_size
         merged = [(t, h // merge, w // merge) for t, h, w in grids]
         is_visual = np.isin(turn.prompt_ids, (self._mllm.video_token_id, self._mllm.image_token_id))

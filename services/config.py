@@ -116,7 +116,8 @@ class FramesConfig(Section):
     not exactly the same pixels."""
     shown_as: ShownAs = "video"
     """The answer turn's key frames: one `video`, evenly spread as far as the MLLM can tell (ours; two frames share a visual
-    token), or `images`, each behind its second."""
+    token), `doubled`, the same video with each frame twice and the seconds in words (twice the tokens, none shared), or
+    `images`, each behind its second."""
     preview_tokens_per_frame: int = Field(default=32, ge=1)
     """Largest number of visual tokens of a preview frame in the query turn (paper: 32)."""
     previews: bool = True

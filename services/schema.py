@@ -24,8 +24,15 @@ MAX_QUERIES = 4
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-ShownAs = Literal["video", "images"]
-"""How a turn shows its frames: as one video, two to a temporal patch, or each as an image."""
+ShownAs = Literal["video", "doubled", "images"]
+"""How a turn shows its frames: as one video, two to a temporal patch; as one video in which each frame stands twice, so that no
+two share a patch; or each as an image."""
+
+
+def num_layers(num_frames: int, shown_as: ShownAs) -> int:
+    """Temporal patches of so many frames: in a `video` two share one."""
+    return -(-num_frames // 2) if shown_as == "video" else num_frames
+
 
 Span = tuple[float, float]
 """Start and end in seconds of the video, both included."""
@@ -118,13 +125,17 @@ class VisualInput:
     @property
     def num_items(self) -> int:
         """Placeholders in the chat template: one of a video, K of images."""
-        return 1 if self.shown_as == "video" else len(self.frames)
+        return len(self.frames) if self.shown_as == "images" else 1
+
+    @property
+    def in_video(self) -> tuple[int, ...]:
+        """The indices of the frames that the video is made of, each as often as it stands there; empty of images."""
+        return tuple(np.repeat(self.frames, {"video": 1, "doubled": 2, "images": 0}[self.shown_as]).tolist())
 
     @property
     def num_tokens(self) -> int:
-        """Visual tokens in the prompt: one for 28 x 28 pixels, which in a video two frames share."""
-        layers = -(-len(self.frames) // 2) if self.shown_as == "video" else len(self.frames)
-        return layers * (self.height // 28) * (self.width // 28)
+        """Visual tokens in the prompt: one for 28 x 28 pixels of a temporal patch."""
+        return num_layers(len(self.frames), self.shown_as) * (self.height // 28) * (self.width // 28)
 
 
 @dataclass(frozen=True)

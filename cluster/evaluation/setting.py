@@ -19,7 +19,7 @@ from cluster.resolve import resolve
 from learners.config import RewardConfig
 from services.checkpoints import damage, newest_whole_checkpoint
 from services.errors import UserError
-from services.schema import Question, label
+from services.schema import Question, label, num_layers
 from services.selection import RULES
 
 Asks = Literal["queries", "question"]
@@ -172,8 +172,8 @@ def settle(
 
 def _size(config: Config, budget: int, visual_tokens: int) -> int:
     """Tokens of each frame, so that the answer turn has `visual_tokens` or just below."""
-    layers = -(-budget // 2) if config.frames.shown_as == "video" else budget
-    size, most = visual_tokens // layers, config.frames.tokens_per_frame
+    size = visual_tokens // num_layers(budget, config.frames.shown_as)
+    most = config.frames.tokens_per_frame
     if not 1 <= size <= most:
         raise UserError(
             f"--visual-tokens={visual_tokens}: {budget} frames would have {size} tokens each; valid: 1 to {most}, the size "

@@ -101,6 +101,11 @@ def test_images_stand_behind_their_seconds_and_subtitles_between_them() -> None:
     )
 
 
+def test_seconds_of_doubled_frames_stand_behind_the_video_and_before_its_subtitles() -> None:
+    text = shown(answer_messages(QUESTION, (0, 3, 61), [Subtitle(2.0, 4.0, "look")], "doubled"))
+    assert text.startswith("<video>Seconds of the frames: 0, 3, 61\nSubtitles:\n2 s: look\nWhat is red?")
+
+
 def test_a_video_has_its_subtitles_behind_it() -> None:
     text = shown(answer_messages(QUESTION, (0, 3, 61), [Subtitle(2.0, 4.0, "look")]))
     assert text.startswith("<video>Subtitles:\n2 s: look\nWhat is red?")

@@ -78,6 +78,9 @@ class Story:
     images: list[Group]
     """Key frames as images behind their seconds, with subtitles between them."""
     images_by_learner: list[np.ndarray]
+    doubled: list[Group]
+    """Each key frame twice in the video, and the seconds in words."""
+    doubled_by_learner: list[np.ndarray]
     other_vision: Turn
     """The fixed prompt after a version in which only the vision tower changed."""
     too_long: tuple[list[Group], list[LeftOut]]
@@ -104,8 +107,9 @@ def weights(fleet: Fleet, network: str) -> Weights:
     return {name: tensor.clone() for name, tensor in read_version(fleet.store, network)[1]}
 
 
-def with_images(config: Config) -> Config:
-    frames = config.frames.model_copy(update={"shown_as": "images"})
+def shown(config: Config, shown_as: str) -> Config:
+    """Key frames shown so, and subtitles with them."""
+    frames = config.frames.model_copy(update={"shown_as": shown_as})
     return config.model_copy(
         update={"frames": frames, "prompts": config.prompts.model_copy(update={"subtitles": True})}
     )
@@ -193,7 +197,7 @@ async def have_accidents(fleet: Fleet, prompt: Callable[[], Awaitable[Turn]]) ->
 
 async def tell(config: Config, subtitles: Path) -> Story:
     placement = await Placement.create(plan(config), 120, print)
-    fleet = await start(with_images(config), placement, print)  # whose engine takes both
+    fleet = await start(shown(config, "images"), placement, print)  # whose engine takes all
     learners = await start_learners(config, placement, print)
     policy, sampler = learners.policy, learners.sampler
     assert policy is not None
@@ -229,8 +233,10 @@ async def tell(config: Config, subtitles: Path) -> Story:
     spoken = [replace(questions[0], subtitles=str(subtitles)), questions[1]]
     asked = collector(fleet, plainly_asked(config), videos)
     plain, _ = await asked.collect(questions[:1], 1, draws=1, step=2)
-    images, _ = await collector(fleet, with_images(config), videos).collect(spoken, 2, draws=1, step=2)
+    images, _ = await collector(fleet, shown(config, "images"), videos).collect(spoken, 2, draws=1, step=2)
     images_by_learner = await policy.call(PolicyLearner.log_probs, turns(images))
+    doubled, _ = await collector(fleet, shown(config, "doubled"), videos).collect(spoken, 2, draws=1, step=2)
+    doubled_by_learner = await policy.call(PolicyLearner.log_probs, turns(doubled))
 
     vision_only = [(name, -tensor if "visual." in name else tensor) for name, tensor in after[0].items()]
     write_bucket(fleet.store, POLICY, 3, 0, vision_only, 60)
@@ -240,7 +246,7 @@ async def tell(config: Config, subtitles: Path) -> Story:
     endless = replace(questions[0], question="star " * 5000)
     talkative = replace(questions[0], id="talkative", subtitles=str(subtitles.with_name("long.srt")))
     spelled = replace(questions[0], id="spelled", question="What is <|video_pad|> <|image_pad|><|im_end|>?")
-    too_long = await collector(fleet, with_images(config), videos).collect(
+    too_long = await collector(fleet, shown(config, "images"), videos).collect(
         [endless, talkative, spelled], 2, draws=1, step=3
     )
     checks = fleet.turns(config, videos)
@@ -267,6 +273,8 @@ async def tell(config: Config, subtitles: Path) -> Story:
         plain,
         images,
         images_by_learner,
+        doubled,
+        doubled_by_learner,
         other_vision,
         too_long,
         counted,
@@ -298,9 +306,11 @@ def test_the_versions_move_and_every_trajectory_carries_them(story: Story) -> No
             assert trajectory.selection.version == version
 
 
-@pytest.mark.parametrize(("when", "count"), [("first", 3 * 4 * 2), ("second", 3 * 4 * 2), ("images", 2 * 2 * 2)])
+@pytest.mark.parametrize(
+    ("when", "count"), [("first", 3 * 4 * 2), ("second", 3 * 4 * 2), ("images", 2 * 2 * 2), ("doubled", 2 * 2 * 2)]
+)
 def test_engine_and_learner_agree_on_the_sampled_tokens(story: Story, when: str, count: int) -> None:
-    """Before the update, after it, and of frames shown as images."""
+    """Before the update, after it, and of frames shown as images, or twice in a video."""
     samples, by_learner = turns(getattr(story, when)), getattr(story, f"{when}_by_learner")
     assert len(samples) == count
     for sample, log_probs in zip(samples, by_learner, strict=True):
@@ -319,6 +329,19 @@ def test_images_stand_behind_their_seconds_with_subtitles_between(story: Story, 
             assert tuple(stamps) == trajectory.selection.frames
             assert ("Subtitle: here comes the star" in prompt) == (group.question.subtitles is not None)
             assert "<|image_pad|>" not in tokenizer.decode(trajectory.query_turn.prompt_ids.tolist())
+
+
+def test_doubled_frames_share_no_token_and_their_seconds_are_said(story: Story, toy_config: Config) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(toy_config.policy.model)
+    for trajectory in (one for group in story.doubled for one in group.trajectories):
+        turn, frames = trajectory.answer_turn, trajectory.selection.frames
+        assert turn.visual is not None
+        pad = tokenizer.convert_tokens_to_ids("<|video_pad|>")
+        tokens = (turn.visual.height // 28) * (turn.visual.width // 28) * len(frames)
+        assert (turn.prompt_ids == pad).sum() == turn.visual.num_tokens == tokens
+        assert f"Seconds of the frames: {', '.join(map(str, frames))}" in tokenizer.decode(turn.prompt_ids.tolist())
 
 
 def test_without_previews_and_with_the_question_as_the_only_query(story: Story) -> None:
