@@ -43,15 +43,13 @@ def train(run_dir: Path, *overrides: str) -> str:
 
 @dataclass(frozen=True)
 class Runs:
-    """What the tests look at; all but `other` have one seed."""
+    """What the tests look at."""
 
     one: Path
     """Trained for a step, and validated."""
     two: Path
-    """Trained for two epochs, on videos that were prepared and then made noise of: whoever opened one would find no picture.
-    Its policy stays near the model it started from, with the engine's mismatch corrected."""
-    measured: Path
-    """The checkpoint of `one`, only validated."""
+    """The checkpoint of `one`, trained for two epochs on videos that were prepared and then made noise of: whoever opened one
+    would find no picture. Its policy stays near the model it started from, with the engine's mismatch corrected."""
     other: Path
     """Another seed, stage 1, a reward function of its own, W&B instead of TensorBoard, questions that each lack something."""
     consoles: dict[Path, str]
@@ -61,7 +59,7 @@ class Runs:
 def runs(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert toy_config.data.questions is not None
     folder, world = tmp_path_factory.mktemp("runs"), toy_config.data.questions.parent
-    one, two, measured, other = (folder / name for name in ("one", "two", "measured", "other"))
+    one, two, other = (folder / name for name in ("one", "two", "other"))
     consoles = {one: train(one, *toy_overrides, "--train.validate_budgets=[1,8]")}
     consoles[other] = train(other, *toy_overrides, *differences(world, tmp_path_factory.mktemp("differences")))
 
@@ -76,10 +74,10 @@ def runs(toy_config: Config, toy_overrides: list[str], tmp_path_factory: pytest.
     checkpoint = latest_checkpoint(one)
     assert checkpoint is not None
     networks = [f"--policy.model={checkpoint / 'policy'}", f"--sampler.checkpoint={checkpoint / 'sampler'}"]
-    consoles[measured] = train(measured, *toy_overrides, *networks, "--train.steps=0")
+    data = [f"--data.questions={questions}", f"--data.validation={toy_config.data.validation}"]
     measures_kl = ["--policy.kl_coef=0.01", "--policy.old_log_probs=learner"]
-    consoles[two] = train(two, *toy_overrides, *measures_kl, f"--data.questions={questions}", "--train.steps=4")
-    return Runs(one, two, measured, other, consoles)
+    consoles[two] = train(two, *toy_overrides, *networks, *measures_kl, *data, "--train.steps=4")
+    return Runs(one, two, other, consoles)
 
 
 def differences(world: Path, folder: Path) -> list[str]:
@@ -110,17 +108,16 @@ def choices(folder: Path) -> list[dict[str, Any]]:
     )
 
 
-def test_the_seed_decides_the_first_step(runs: Runs) -> None:
-    one, two = choices(runs.one), choices(runs.two)
+def test_another_seed_takes_other_frames(runs: Runs) -> None:
+    one = choices(runs.one)
     assert len(one) == 3 * 4
-    assert one == two
     elsewhere = {(row["question_id"], row["index"]): row["frames"] for row in choices(runs.other)}
     shared = [row for row in one if (row["question_id"], row["index"]) in elsewhere]
     assert all(row["frames"] != elsewhere[row["question_id"], row["index"]] for row in shared)
 
 
 def test_two_epochs_on_prepared_data_open_no_video(runs: Runs, toy_config: Config) -> None:
-    assert [row["cache/decodes"] for row in read_metrics(runs.two)] == [0] * 4
+    assert [row["cache/decodes"] for row in read_metrics(runs.two) if row["step"]] == [0] * 4
     asked = Counter(row["question_id"] for row in read_trajectories(runs.two))
     assert toy_config.data.questions is not None
     assert asked == {question.id: 2 * 4 for question in read_questions(toy_config.data.questions)}
@@ -189,9 +186,8 @@ def test_a_checkpoint_is_in_public_formats(runs: Runs) -> None:
 
 
 def test_a_checkpoint_is_measured_as_it_was_when_it_was_written(runs: Runs) -> None:
-    assert latest_checkpoint(runs.measured) is None
     held_out = [row for row in read_trajectories(runs.one, VALIDATION) if row["step"] == 1]
-    again = list(read_trajectories(runs.measured, VALIDATION))
+    again = [row for row in read_trajectories(runs.two, VALIDATION) if row["step"] == 0]
     assert [row["frames"] for row in again] == [row["frames"] for row in held_out]
     assert [row["answer_reply"] for row in again] == [row["answer_reply"] for row in held_out]
 
