@@ -23,6 +23,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
+import yaml
 from matplotlib.figure import Figure
 
 from cluster.cli import TOY
@@ -52,7 +53,21 @@ TSPO = (
 )
 """The rival TSPO as published, but by the MLLM's queries, as every other: the toy CLIP knows no word of a question."""
 BUDGET = load_config(TOY).frames.budget
-RECIPE = hashlib.blake2b(TOY.read_bytes(), digest_size=4).hexdigest()
+MACHINE = ("cluster", "num_cpus", "zero_stage")
+"""What of a recipe says only where a run computes."""
+
+
+def recipe_hash(text: str) -> str:
+    """Hash of what decides the results of a recipe."""
+    sections: dict[str, Any] = {name: fields for name, fields in yaml.safe_load(text).items() if name not in MACHINE}
+    decides = {
+        name: {field: value for field, value in fields.items() if field not in MACHINE}
+        for name, fields in sections.items()
+    }
+    return hashlib.blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+RECIPE = recipe_hash(TOY.read_text())
 """Runs of one recipe do not count for another."""
 COLUMNS = {
     "K": "accuracy/after",

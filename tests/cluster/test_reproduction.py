@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reproduction import CELLS, run_folder, write
+from benchmarks.reproduction import CELLS, recipe_hash, run_folder, write
 
 
 def finished(runs: Path, name: str, seed: int, accuracy: float) -> None:
@@ -77,3 +77,10 @@ def test_cells_of_different_seeds_are_not_compared(tmp_path: Path, page: Path) -
     finished(tmp_path, "joint", 7, 0.7)
     write(page.parent, tmp_path)
     assert "joint ≥" not in page.read_text()
+
+
+def test_a_recipe_is_known_by_what_decides_its_results() -> None:
+    recipe = "policy: {learning_rate: 1.0e-4, num_cpus: 0.4}\ncluster: {object_store_gib: 1.0}\n"
+    same = "# a remark\npolicy:\n  zero_stage: 0\n  learning_rate: 0.0001\n"
+    assert recipe_hash(recipe) == recipe_hash(same)
+    assert recipe_hash(recipe) != recipe_hash(recipe.replace("1.0e-4", "2.0e-4"))
