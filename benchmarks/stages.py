@@ -35,7 +35,7 @@ from services.schema import Question, Video
 
 Result = TypeVar("Result")
 Seconds = dict[str, list[float]]
-"""Of each part, a number per question; of decoding, per video."""
+"""Seconds by part: one number per question, for decoding one per video."""
 DECODE, PARTS, UNIFORM = "decode and embed", ("query turn", "similarity", "sampler", "answer"), "uniform frames: answer"
 
 

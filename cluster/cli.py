@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
               msjoe evaluate --help                          selectors on a benchmark, in one command
               msjoe evaluate --evidence …                    what selectors show of the answers' moments; no MLLM
               msjoe score predictions.jsonl                  accuracies, intervals, comparisons
+              msjoe frames predictions.jsonl --out F.jsonl   the chosen frames, for other programs
               msjoe peek video.mp4 --at 3 61 --out frames/   cached frames as PNG files
         """),
     )

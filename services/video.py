@@ -85,6 +85,25 @@ def frame_rate(path: str) -> float:
         return float(rate)
 
 
+def frame_numbers(path: str) -> tuple[list[int], int]:
+    """For each candidate frame the number that it has among all frames of the file, which count from 0 in the order in which
+    they are shown; and how many these are. Decodes nothing.
+
+    Raises VideoError when the file cannot be read, or does not say when each of its frames is shown.
+    """
+    if is_animated_webp(path):
+        raise VideoError(f"{path}: an animated WebP does not number its frames")
+    with says_why(path), opened(path, set()) as track:
+        stamps = [track.stamp(packet) for packet in track.packets() if packet.size and not packet.is_discard]
+        ticks = sorted(stamp for stamp in stamps if stamp is not None)
+        if not ticks or len(ticks) < len(stamps) or ticks[0] != stamps[0]:
+            raise VideoError("does not say when each of its frames is shown")
+        start = float(ticks[0] * track.tick)
+        shown = [(since(start, float(tick * track.tick)), number) for number, tick in enumerate(ticks)]
+        candidates = each_second([*shown, *held_until(*shown[-1], since(start, track.end()))])
+        return [number for _, number in candidates], len(shown)
+
+
 def _pyav_frames(path: str, max_tokens: int, notes: set[str]) -> Iterator[Frame]:
     """The candidate frames. Raises VideoError."""
     with says_why(path), opened(path, notes) as track:

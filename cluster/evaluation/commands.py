@@ -1,4 +1,4 @@
-"""The commands `msjoe score` and `msjoe evaluate`: their options, and what they call."""
+"""The commands `msjoe score`, `msjoe evaluate` and `msjoe frames`: their options, and what they call."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_commands(commands: Any, path: Callable[[str], Path]) -> None:
         "--selector",
         required=True,
         metavar="S[,S…]",
-        help="values of selector.kind, each perhaps with @queries or @question",
+        help="values of selector.kind, each perhaps with @queries or @question; or file:PATH, a file of chosen frames",
     )
     evaluate.add_argument("--frames", required=True, metavar="K[,K…]", help="frame budgets")
     networks = evaluate.add_mutually_exclusive_group()
@@ -58,6 +58,18 @@ def add_commands(commands: Any, path: Callable[[str], Path]) -> None:
     evaluate.add_argument("--skip-missing", action="store_true", help="leave out questions whose video is not there")
     evaluate.add_argument("--dry-run", action="store_true", help="say what would be done; start nothing")
     evaluate.set_defaults(command=_evaluate)
+
+    frames = commands.add_parser("frames", help="the frames of a file of predictions, for other programs")
+    frames.add_argument("predictions", type=path, help="predictions.jsonl, as `msjoe evaluate` writes it")
+    frames.add_argument("--out", required=True, type=path, metavar="FILE", help="the file to write")
+    frames.add_argument("--form", default="jsonl", metavar="NAME", help="jsonl (seconds; default), aks or bolt")
+    frames.add_argument("--selector", metavar="S", help="whose frames, when the predictions are of several")
+    frames.add_argument("--frames", metavar="K[,K…]", help="frame budgets; all of the predictions")
+    frames.add_argument(
+        "--annotations", nargs="+", type=path, default=[], metavar="FILE", help="the questions, for aks and bolt"
+    )
+    frames.add_argument("--videos", type=path, metavar="DIR", help="the folder of the videos, for aks")
+    frames.set_defaults(command=_frames)
 
 
 def _score(options: argparse.Namespace, rest: list[str]) -> None:
@@ -143,6 +155,20 @@ def _setting(options: argparse.Namespace, rest: list[str]) -> Setting:
         options.visual_tokens,
         loader(options.recipe, options.checkpoint, options.model, rest),
     )
+
+
+def _frames(options: argparse.Namespace, rest: list[str]) -> None:
+    from rich.console import Console
+
+    from cluster.evaluation.export import Export, export
+    from cluster.evaluation.setting import budgets
+    from services.errors import UserError
+
+    if rest:
+        raise UserError(f"frames takes a file of predictions and its own options, not {' '.join(rest)}")
+    frames = budgets(options.frames) if options.frames else []
+    given = options.form, options.selector, frames, options.annotations, options.videos, options.out
+    export(Export(options.predictions, *given), Console())
 
 
 def publish(rows: list[Prediction], out: Path, console: Console) -> dict[str, Any]:

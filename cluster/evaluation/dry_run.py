@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.prompts import answer_messages
+from cluster.evaluation.choosing import check_listed
 from cluster.evaluation.samples import Keys, Samples
 from cluster.evaluation.setting import Setting
 from services.errors import VideoError
@@ -50,6 +51,7 @@ def _inventory(setting: Setting) -> tuple[Table, dict[str, Video]]:
                 videos[path] = video
         except VideoError:
             unreadable += 1
+    check_listed(setting.cells, [question for question in setting.questions if question.video in videos], videos)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column(overflow="fold")

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from actors.turns import Turns
 from cluster.config import Config
-from cluster.evaluation.choosing import Seen, look, take
+from cluster.evaluation.choosing import Seen, check_listed, look, take
 from cluster.evaluation.samples import Keys, Sample, Samples, settled
 from cluster.evaluation.setting import Cell, Setting
 from cluster.preparing.prepare import prepare
@@ -49,6 +49,8 @@ def evaluate(
     missing = [work for question in able.values() if (work := _missing(setting, keys, question, videos, samples))[1]]
     count, total = sum(len(cells) for _, cells in missing), len(able) * len(setting.cells)
     console.print(f"{total - count} of {total} samples are known; asking {count}")
+    for question, cells in missing:
+        check_listed(cells, [question], videos)
     if missing:
         asyncio.run(_ask(setting, keys, missing, videos, samples, console))
     return settled(setting, keys, [able.get(one.id, one) for one in questions], videos, reasons, samples)
@@ -84,7 +86,9 @@ async def _ask(
 ) -> None:
     """Make the missing samples, each kept as soon as it is there."""
     config = setting.config
-    parts: list[Part] = ["rollouts", "embedders"]
+    parts: list[Part] = ["rollouts"]
+    if any(cell.selector.file is None for cell in setting.cells):
+        parts.append("embedders")
     if any(cell.selector.learns for cell in setting.cells):
         parts.append("selectors")
 
@@ -131,16 +135,25 @@ class Answering:
         answers: dict[tuple[int, tuple[int, ...]], Sample] = {}
         for cell in cells:
             key = self._keys.of(question, cell, self._videos[question.video])
-            turns, asks = self._turns[cell.budget], (cell.selector.asks, cell.budget)
+            turns = self._turns[cell.budget]
             try:
-                if asks not in seen:
-                    seen[asks] = await self._look(question, cell, turns)
-                frames = await take(self._actors, cell, seen[asks])
+                texts, frames = await self._choose(question, cell, turns, seen)
                 if (cell.budget, frames) not in answers:
                     answers[cell.budget, frames] = await self._answer(question, frames, turns)
-                yield replace(answers[cell.budget, frames], key=key, queries=seen[asks][0])
+                yield replace(answers[cell.budget, frames], key=key, queries=texts)
             except QuestionError as error:
                 yield Sample(self._keys.refused(key), reason=str(error))
+
+    async def _choose(
+        self, question: Question, cell: Cell, turns: Turns, seen: dict[tuple[str, int], Seen]
+    ) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """What CLIP was asked, and the frames that the cell's selector takes."""
+        if cell.selector.file:
+            return (), cell.selector.file.choose(question, self._videos[question.video], cell.budget)
+        asks = cell.selector.asks, cell.budget
+        if asks not in seen:
+            seen[asks] = await self._look(question, cell, turns)
+        return seen[asks][0], await take(self._actors, cell, seen[asks])
 
     async def _look(self, question: Question, cell: Cell, turns: Turns) -> Seen:
         texts: tuple[str, ...] = (question.question,)

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from cluster.evaluation.choosing import look, take
+from cluster.evaluation.choosing import check_listed, look, take
 from cluster.evaluation.evaluate import PROGRESS, in_flight, ready_videos
 from cluster.evaluation.samples import selector_hash
 from cluster.evaluation.setting import Setting
@@ -47,6 +47,10 @@ def measure(setting: Setting, questions: Sequence[Question], console: Console) -
         )
     videos, _ = ready_videos(setting.config, asked, console)
     able = [question for question in asked if question.video in videos]
+    reasons = check_listed(setting.cells, able, videos)
+    for name, reason in reasons.items():
+        console.print(f"{name} is left out: {reason}", soft_wrap=True, markup=False)
+    able = [question for question in able if question.id not in reasons]
     return asyncio.run(_choose(setting, able, videos, console)) if able else []
 
 
@@ -102,7 +106,8 @@ async def _choose(
                     seen = await look(actors, video, (question.question,))
                     for cell in setting.cells:
                         name, budget = cell.selector.name, cell.budget
-                        frames = await take(actors, cell, seen)
+                        file = cell.selector.file
+                        frames = file.choose(question, video, budget) if file else await take(actors, cell, seen)
                         choice = Choice(question, video.num_frames, name, hashes[name], budget, frames)
                         found[name, budget, question.id] = choice
                     bar.advance(task)

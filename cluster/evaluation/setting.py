@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from actors.config import SelectorConfig
 from cluster.checks import check_models
 from cluster.config import RECIPES, Config, load_config
+from cluster.evaluation.frame_files import FrameFile
 from cluster.evaluation.questions import read_annotations
 from cluster.resolve import resolve
 from learners.config import RewardConfig
@@ -22,8 +23,9 @@ from services.errors import UserError
 from services.schema import Question, label, num_layers
 from services.selection import RULES
 
-Asks = Literal["queries", "question"]
-"""What CLIP compares the frames with: the queries that the MLLM writes, or the question without its options."""
+Asks = Literal["queries", "question", "nothing"]
+"""What CLIP compares the frames with: the queries that the MLLM writes, or the question without its options; with nothing
+where a file lists the frames."""
 NAMED = 5
 """Missing videos that an error names."""
 
@@ -33,15 +35,17 @@ class Selector:
     """One way of choosing frames."""
 
     name: str
-    """As the user wrote it: `KIND`, `KIND@queries` or `KIND@question`."""
+    """As the user wrote it, `KIND`, `KIND@queries` or `KIND@question`; `file:NAME`, without the folder, of a file."""
     kind: str
-    """A value of `selector.kind`."""
+    """A value of `selector.kind`, or `file`."""
     asks: Asks
+    file: FrameFile | None = None
+    """The file that lists its frames, if one does."""
 
     @property
     def learns(self) -> bool:
-        """Whether it is a network, which an actor holds, and not a rule."""
-        return self.kind not in RULES
+        """Whether it is a network, which an actor holds, and not a rule or a file."""
+        return self.file is None and self.kind not in RULES
 
 
 @dataclass(frozen=True)
@@ -98,25 +102,11 @@ class Setting:
 def selectors(names: str, writes_queries: bool = True) -> list[Selector]:
     """The selectors of `NAME[,NAME…]`. Rules ask CLIP with the question, as they were published; a network with what
     it learnt to be asked, unless `@queries` or `@question` says otherwise. Without an MLLM that `writes_queries` all ask with
-    the question.
+    the question. `file:PATH` takes the frames that a file lists.
 
-    Raises UserError for a name that is none, or comes twice, and for queries that nobody writes.
+    Raises UserError for a name that is none, or comes twice, for queries that nobody writes, and for a file without frames.
     """
-    kinds, asked = get_args(SelectorConfig.model_fields["kind"].annotation), get_args(Asks)
-    found: list[Selector] = []
-    for name in names.split(","):
-        kind, at, asks = name.strip().partition("@")
-        if kind not in kinds or (at and asks not in asked):
-            raise UserError(
-                f"--selector={name.strip()}: valid: {', '.join(kinds)}; with @queries or @question behind them"
-            )
-        if asks == "queries" and not writes_queries:
-            raise UserError(
-                f"--selector={name.strip()}: queries are written by the MLLM, which --evidence does without; leave one of them "
-                "out (a whole evaluation measures the evidence too)"
-            )
-        asks = asks or ("queries" if kind not in RULES and writes_queries else "question")
-        found.append(Selector(name.strip(), kind, asks))  # type: ignore[arg-type]
+    found = [_selector(name.strip(), writes_queries) for name in names.split(",")]
     if len({one.name for one in found}) < len(found):
         raise UserError(f"--selector={names}: names one twice")
     if len(networks := {one.kind for one in found if one.learns}) > 1:
@@ -124,6 +114,25 @@ def selectors(names: str, writes_queries: bool = True) -> list[Selector]:
             f"--selector={names}: {' and '.join(sorted(networks))} are two networks; evaluate them one by one"
         )
     return found
+
+
+def _selector(name: str, writes_queries: bool) -> Selector:
+    if name.startswith("file:"):
+        file = FrameFile(Path(os.path.expanduser(name.removeprefix("file:"))))
+        return Selector(f"file:{file.path.name}", "file", "nothing", file)
+    kinds = get_args(SelectorConfig.model_fields["kind"].annotation)
+    kind, at, asks = name.partition("@")
+    if kind not in kinds or (at and asks not in ("queries", "question")):
+        raise UserError(
+            f"--selector={name}: valid: {', '.join(kinds)}; with @queries or @question behind them; or file:PATH"
+        )
+    if asks == "queries" and not writes_queries:
+        raise UserError(
+            f"--selector={name}: queries are written by the MLLM, which --evidence does without; leave one of them "
+            "out (a whole evaluation measures the evidence too)"
+        )
+    asks = asks or ("queries" if kind not in RULES and writes_queries else "question")
+    return Selector(name, kind, asks)  # type: ignore[arg-type]
 
 
 def budgets(text: str) -> list[int]:
@@ -155,6 +164,10 @@ def settle(
     questions = read_annotations(benchmark, annotations, videos.absolute())
     for question in questions:
         label(question)
+    there = [question for question in questions if os.path.exists(question.video)]
+    for one in chosen:
+        if one.file:
+            one.file.check(there, frames)
     network = [f"--selector.kind={one.kind}" for one in chosen if one.learns][:1]
     of_budget = {}
     for budget in frames:

@@ -125,7 +125,26 @@ def read_questions(path: Path, video_root: Path | None = None) -> list[Question]
     return questions
 
 
+def read_rows(path: Path, video_root: Path | None = None) -> list[tuple[int, Row, list[Question]]]:
+    """The rows of the file at `path` as it holds them, each with its number and the questions that it gave, perhaps none.
+
+    Raises UserError for a file that is missing or of no known form.
+    """
+    _, numbered = _numbered(path, video_root)
+    questions: dict[int, list[Question]] = {}
+    for number, outcome in numbered:
+        if isinstance(outcome, Question):
+            questions.setdefault(number, []).append(outcome)
+    return [(number, row, questions.get(number, [])) for number, row in files.rows(path, None) if isinstance(row, dict)]
+
+
 def _read(path: Path, video_root: Path | None) -> tuple[Format, list[Question | Refused]]:
+    form, numbered = _numbered(path, video_root)
+    return form, [outcome for _, outcome in numbered]
+
+
+def _numbered(path: Path, video_root: Path | None) -> tuple[Format, list[tuple[int, Question | Refused]]]:
+    """The form, and what every row gave, with the row's number."""
     files.check(path)
     form = _recognise(path)
     root, integers = video_root or path.parent, Integers()
@@ -152,7 +171,7 @@ def _recognise(path: Path) -> Format:
     )
 
 
-def _outcomes(path: Path, form: Format, root: Path, integers: Integers) -> Iterator[Question | Refused]:
+def _outcomes(path: Path, form: Format, root: Path, integers: Integers) -> Iterator[tuple[int, Question | Refused]]:
     rows_of_ids: dict[str, str] = {}
     stem = os.fsencode(path.stem).decode(errors="backslashreplace")  # ids are text, whatever a file's name is
     for number, whole in files.rows(path, form.columns):
@@ -164,12 +183,11 @@ def _outcomes(path: Path, form: Format, root: Path, integers: Integers) -> Itera
                 question = form.question(part, place)
                 if (first := rows_of_ids.setdefault(question.id, row)) != row:
                     raise WrongRow(f"{question.id!r} is already the id of {first}", form.id)
-                yield question
+                yield number, question
             except (NoQuestion, WrongRow) as error:
                 field = error.field if isinstance(error, WrongRow) else None
-                yield Refused(
-                    row, str(error), field, isinstance(error, WrongRow), readable=not isinstance(error, NotUnicode)
-                )
+                readable = not isinstance(error, NotUnicode)
+                yield number, Refused(row, str(error), field, isinstance(error, WrongRow), readable)
 
 
 def _parts(form: Format, number: int, row: Row | WrongRow) -> list[tuple[str, Row | WrongRow]]:

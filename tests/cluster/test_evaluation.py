@@ -82,6 +82,7 @@ def test_selectors_and_what_clip_is_asked() -> None:
     for names, message in (
         ("best", "valid: unet, tspo, uniform"),
         ("topk@all", "@queries or @question"),
+        ("topk@nothing", "@queries or @question"),
         ("topk,topk", "twice"),
     ):
         with pytest.raises(UserError, match=message):

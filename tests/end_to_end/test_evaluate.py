@@ -141,6 +141,33 @@ def test_results_of_other_questions_are_not_written_over(evaluations: Evaluation
     assert refused.returncode == 2 and "holds replies to other questions than" in refused.stderr
 
 
+def test_frames_carried_elsewhere_and_back_give_the_same_answers(evaluations: Evaluations, tmp_path: Path) -> None:
+    predictions, names = evaluations.whole / "predictions.jsonl", (NETWORK, "bolt")
+    for name in names:
+        done = msjoe("frames", predictions, f"--selector={name}", f"--out={tmp_path / name}.jsonl")
+        assert done.returncode == 0, done.stderr
+    given = f"--selector={','.join(f'file:{tmp_path / name}.jsonl' for name in names)}"
+    done = msjoe(*evaluations.command, given, f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+
+    def answers(path: Path, name: str) -> list[tuple[object, ...]]:
+        rows = [row for row in read_predictions(path) if row.selector == name]
+        return [(row.question_id, row.budget, row.frames, row.visual_tokens, row.reply, row.reason) for row in rows]
+
+    for name in names:
+        back = answers(tmp_path / "out" / "predictions.jsonl", f"file:{name}.jsonl")
+        assert back == answers(predictions, name) and len(back) == QUESTIONS * len(BUDGETS)
+    assert "file:bolt.jsonl" in done.stdout and "file:bolt.jsonl" in (tmp_path / "out" / "report.html").read_text()
+
+    file = tmp_path / "bolt.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["seconds"] = rows[0]["seconds"][:1]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = msjoe(*evaluations.command, given, f"--out={tmp_path / 'out'}")
+    assert refused.returncode == 2 and "has 1 frames, fewer than 2" in refused.stderr
+    assert "placing actors" not in refused.stdout
+
+
 def test_evidence_without_an_mllm(toy_config: Config, toy_overrides: list[str], tmp_path: Path) -> None:
     questions = toy_config.data.questions
     assert questions is not None

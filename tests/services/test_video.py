@@ -26,9 +26,9 @@ from services import video as module
 from services.candidates import EPSILON, Frame, each_second
 from services.decode_process import DecodeProcess
 from services.errors import DecoderLost, VideoError
-from services.video import decode, frame_rate, read_with_decord, read_with_pyav
+from services.video import decode, frame_numbers, frame_rate, read_with_decord, read_with_pyav
 from services.visual import frame_size
-from tests.services.odd_videos import ten_hours, write_video
+from tests.services.odd_videos import Odd, read_numbers, ten_hours, write_video
 
 TOKENS = 8
 
@@ -345,3 +345,24 @@ def test_frame_rate(tmp_path: Path) -> None:
     (tmp_path / "no.mp4").write_bytes(b"no video")
     with pytest.raises(VideoError, match="no.mp4: not a readable video"):
         frame_rate(str(tmp_path / "no.mp4"))
+
+
+def test_frame_numbers_are_those_of_a_plain_decoder(odds: dict[str, Odd], tmp_path: Path) -> None:
+    """Whatever codec, container and clock; a plain decoder turns no picture, so that those are left out."""
+    refused = set()
+    for name, odd in odds.items():
+        if odd.numbers is None or name.startswith("turned"):
+            continue
+        try:
+            numbers, count = frame_numbers(str(odd.path))
+        except VideoError as error:
+            assert "does not say when each of its frames is shown" in str(error)
+            refused.add(name)
+            continue
+        with av.open(str(odd.path), metadata_errors="replace") as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        shown = [read_numbers(frames[number][None])[0] for number in numbers]
+        assert (name, shown, count) == (name, odd.numbers, len(frames))
+    assert refused == {"bare.h264"}
+    slow = write_video(tmp_path / "slow.mp4", [0, 0.4, 2.6, 2.8, 3.4])
+    assert frame_numbers(str(slow)) == ([0, 1, 1, 3], 5), "the frame on screen, not the nearest"
