@@ -84,4 +84,5 @@ class SelectorActor(Pooled):
         kind = self._config.kind
         seen = look(kind, self._sampler, self._data, similarity, embedded)
         batch = {name: tensor.to(self._config.device) for name, tensor in NETWORKS[kind].collate([seen]).items()}
-        return self._network.forward_inference(batch)["logits"][0].cpu()
+        with torch.no_grad():
+            return self._network(batch)[0].cpu()

@@ -64,7 +64,7 @@ def logits_of(network: UNetSampler) -> Callable[[list[np.ndarray]], np.ndarray]:
 
     @torch.no_grad()
     def score(matrices: list[np.ndarray]) -> np.ndarray:
-        return network.forward_inference(collate(matrices))["logits"].numpy()
+        return network(collate(matrices)).numpy()
 
     return score
 
@@ -201,7 +201,7 @@ def gradient(network: UNetSampler, samples: Sequence[SamplerSample]) -> Tensor:
         return torch.zeros(sum(parameter.numel() for parameter in parameters))
     matrices = {id(s.selection.similarity): s.selection.similarity for s in samples}
     rows = {key: row for row, key in enumerate(matrices)}
-    logits_BT = network.forward_train(collate(list(matrices.values())))["logits"]
+    logits_BT = network(collate(list(matrices.values())))
     logits_BT = logits_BT[[rows[id(s.selection.similarity)] for s in samples]]
     draws_BK = torch.tensor([s.selection.draw for s in samples])
     factors_B = torch.tensor([s.weight * s.advantage for s in samples])

@@ -16,8 +16,8 @@ import torch
 
 from learners.config import RewardConfig
 from learners.plackett_luce import entropy, log_prob, sample
-from learners.unet import UNetSampler, collate
-from services.schema import MAX_QUERIES, Group, Question, Reward, Selection, Trajectory, Turn
+from learners.unet import MAX_QUERIES, UNetSampler, collate
+from services.schema import Group, Question, Reward, Selection, Trajectory, Turn
 
 NO_TURN = Turn(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), "", False, 0, None)
 
@@ -109,7 +109,7 @@ def play(
     matrices = [matrix for _, of_puzzle in asked for matrix in of_puzzle]
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     with torch.no_grad():
-        logits_BT = network.forward_inference(collate(matrices))["logits"].repeat_interleave(draws, dim=0)
+        logits_BT = network(collate(matrices)).repeat_interleave(draws, dim=0)
     chosen_BK = sample(logits_BT, world.budget, generator)
     numbers = zip(log_prob(logits_BT, chosen_BK).tolist(), entropy(logits_BT).tolist(), strict=True)
     selections = (

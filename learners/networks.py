@@ -1,9 +1,10 @@
 """The sampler networks that can be trained, by the name that `selector.kind` gives each.
 
 A network is a module in a file of its own and a row in `NETWORKS`. It takes the batch that the row's `collate` makes of what
-was seen, and returns `logits` [B, T], -inf where a frame is padding.
+was seen, and returns logits [B, T], -inf where a frame is padding. Its file imports PyTorch and numpy alone, and its arguments
+have the names of the row's `fields`: so `msjoe export` publishes it.
 
-PyTorch and RLlib are imported where a network is made, not here: the config, and so every command, reads the table.
+PyTorch is imported where a network is made, not here: the config, and so every command, reads the table.
 
 Shape letters: `B` batch, `Q` queries, `T` candidate frames, `D` dimensions of CLIP's embeddings.
 """
@@ -21,11 +22,10 @@ import numpy as np
 from learners.config import SamplerConfig
 from services.config import DataConfig
 from services.errors import TrainingError, UserError
-from services.schema import MAX_QUERIES, Embedded
+from services.schema import Embedded
 
 if TYPE_CHECKING:
-    from ray.rllib.core.rl_module.torch import TorchRLModule
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from services.embeddings import FeatureCache
 
@@ -50,7 +50,7 @@ class Seen:
 class Network:
     """One kind of sampler network."""
 
-    build: Callable[[SamplerConfig], TorchRLModule]
+    build: Callable[[SamplerConfig], nn.Module]
     """Make it on the CPU, with weights of PyTorch's global random generator."""
     collate: Callable[[Sequence[Seen]], dict[str, Tensor]]
     """The batch that it takes."""
@@ -62,7 +62,7 @@ class Network:
     """Its `temperature`, from the share of the run that is done; None when it has none."""
 
 
-def make_network(kind: str, config: SamplerConfig, seed: int, checkpoint: Path | None = None) -> TorchRLModule:
+def make_network(kind: str, config: SamplerConfig, seed: int, checkpoint: Path | None = None) -> nn.Module:
     """Make a network on the CPU, with the weights of `checkpoint` or with fresh ones that `seed` alone decides. The global
     random state does not change.
 
@@ -124,21 +124,10 @@ def _cache(root: Path, clip: str, bucket: str) -> FeatureCache:
     return FeatureCache(root, clip, bucket)
 
 
-def _module(module: type[TorchRLModule], **model_config: Any) -> TorchRLModule:
-    """RLlib asks for spaces; here they are per frame: 4 cosines are seen, and the frame is drawn or not."""
-    import gymnasium as gym
-
-    return module(
-        observation_space=gym.spaces.Sequence(gym.spaces.Box(-1.0, 1.0, (MAX_QUERIES,), np.float32)),
-        action_space=gym.spaces.Sequence(gym.spaces.Discrete(2)),
-        model_config=model_config,
-    )
-
-
-def _unet(config: SamplerConfig) -> TorchRLModule:
+def _unet(config: SamplerConfig) -> nn.Module:
     from learners.unet import UNetSampler
 
-    return _module(UNetSampler, channels=[int(channels) for channels in config.channels])
+    return UNetSampler(config.channels)
 
 
 def _unet_batch(seen: Sequence[Seen]) -> dict[str, Tensor]:
@@ -147,21 +136,24 @@ def _unet_batch(seen: Sequence[Seen]) -> dict[str, Tensor]:
     return collate([one.similarity for one in seen])
 
 
-def _tspo(config: SamplerConfig) -> TorchRLModule:
+def _tspo(config: SamplerConfig) -> nn.Module:
     from learners.tspo import TspoAgent
 
-    return _module(TspoAgent, width=config.width, temperature=_tspo_temperature(0.0))
+    return TspoAgent(config.width)
 
 
 def _tspo_batch(seen: Sequence[Seen]) -> dict[str, Tensor]:
     from learners.tspo import collate
 
-    return collate(seen)
+    frames = [one.frames for one in seen if one.frames is not None]
+    queries = [one.queries for one in seen if one.queries is not None]
+    return collate([one.similarity for one in seen], frames, queries)
 
 
 def _tspo_temperature(done: float) -> float:
-    """From 0.025 to 0.01 in a straight line, as in the published training."""
-    return 0.025 - (0.025 - 0.01) * done
+    from learners.tspo import FIRST_TEMPERATURE, LAST_TEMPERATURE
+
+    return FIRST_TEMPERATURE - (FIRST_TEMPERATURE - LAST_TEMPERATURE) * done
 
 
 NETWORKS = {

@@ -50,10 +50,11 @@ class SamplerLearner(LearnerRank):
         return name.partition(".")[0]
 
     def save_network(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        from learners.rl_module import rl_module
+
         save_sampler(folder, architecture(self._kind, self.config), state)
-        module = make_network(self._kind, self.config, self._seed)
-        module.load_state_dict(state)
-        module.save_to_path(folder / "rllib")  # for others: it holds pickles, and is never read here
+        # For others: it holds pickles, and is never read here.
+        rl_module(architecture(self._kind, self.config), state).save_to_path(folder / "rllib")
 
     def update(self, samples: Sequence[SamplerSample], step: int) -> dict[str, float]:
         """Take one optimizer step on all samples. Returns `sampler/…` metrics."""
@@ -92,7 +93,7 @@ class SamplerLearner(LearnerRank):
                 for sample in samples
             ]
         )
-        logits_BT = self.engine({name: tensor.to(device) for name, tensor in batch.items()})["logits"]
+        logits_BT = self.engine({name: tensor.to(device) for name, tensor in batch.items()})
         longest = max(len(sample.selection.draw) for sample in samples)
         draws_BK = torch.full((len(samples), longest), -1, device=device)
         for row, sample in enumerate(samples):

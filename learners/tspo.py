@@ -7,7 +7,7 @@ projection, no residual):
     h = attention(x + p),  y = MLP(h) + x,  logit_t = mean over queries of (cos(y_t, query) + S_t) / temperature
 
 Invariants: a valid frame's logit depends neither on batch padding nor on the other items of the batch; memory grows with T, not
-with its square.
+with its square. `msjoe export` copies this file beside the weights: it imports PyTorch and numpy alone.
 
 Shape letters: `B` batch, `Q` queries (padded to 4), `T` candidate frames, `D` dimensions of an embedding, `H` heads, `d` of
 one head, `W` window.
@@ -15,47 +15,42 @@ one head, `W` window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from learners.unet import collate as collate_similarities
-
-if TYPE_CHECKING:
-    from learners.networks import Seen
-
+MAX_QUERIES = 4
+"""Rows that the queries of a batch are padded to."""
 HEADS, WINDOW = 8, 12
 """Attention heads, and frames that each frame attends to: itself, the 6 before and the 5 after it (paper)."""
 NORM = 10.0
 """Length of the frames' embeddings as the network sees them (ours). The published agent sees them as long as CLIP makes them;
 the cache keeps unit vectors, beside which the sinusoids, of length sqrt(D / 2), would drown the content."""
+FIRST_TEMPERATURE, LAST_TEMPERATURE = 0.025, 0.01
+"""The temperature at both ends of the training, which it falls through in a straight line (paper)."""
 EPSILON = 1e-6
 """Added to the product of two lengths that a cosine divides by (paper)."""
 
 
-class TspoAgent(TorchRLModule):
-    """One logit per frame, from the embeddings of frames and queries.
+class TspoAgent(nn.Module):
+    """One logit per frame, from the embeddings of frames and queries, which have `width` D dimensions. With D = 768 it has 3.0M
+    parameters."""
 
-    `model_config={"width": D, "temperature": …}`; `heads` may be given too. With D = 768 it has 3.0M parameters.
-    """
-
-    model_config: dict[str, Any]
-
-    def setup(self) -> None:
-        width, self.heads = int(self.model_config["width"]), int(self.model_config.get("heads", HEADS))
+    def __init__(self, width: int, temperature: float = FIRST_TEMPERATURE, heads: int = HEADS) -> None:
+        super().__init__()
+        self.heads = heads
         if width % self.heads:
             raise ValueError(f"width: {width} must be a multiple of the {self.heads} heads")
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.temperature = nn.Parameter(torch.tensor([float(self.model_config["temperature"])]), requires_grad=False)
+        self.temperature = nn.Parameter(torch.tensor([temperature]), requires_grad=False)
 
-    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """`similarity` [B, 4, T], `frames` [B, T, D], `queries` [B, 4, D] float32, and the masks `query_mask` [B, 4] and
-        `frame_mask` [B, T] bool, to `logits` [B, T]. Padded frames get -inf."""
+        `frame_mask` [B, T] bool, to logits [B, T]. Padded frames get -inf."""
         frames_BTD, frame_mask_BT, query_mask_BQ = batch["frames"], batch["frame_mask"], batch["query_mask"]
         seen_BTD = frames_BTD + positions(frame_mask_BT, frames_BTD.shape[-1])
         refined_BTD = self.mlp(self._attend(seen_BTD, frame_mask_BT)) + frames_BTD
@@ -63,7 +58,7 @@ class TspoAgent(TorchRLModule):
         score_BTQ = (cosine_BTQ + batch["similarity"].transpose(1, 2)).masked_fill(~query_mask_BQ[:, None], 0.0)
         score_BT = score_BTQ.sum(-1) / query_mask_BQ.sum(-1, keepdim=True)
         logits_BT = score_BT / self.temperature
-        return {"logits": logits_BT.masked_fill(~frame_mask_BT, -torch.inf)}
+        return logits_BT.masked_fill(~frame_mask_BT, -torch.inf)
 
     def _attend(self, x_BTD: Tensor, frame_mask_BT: Tensor) -> Tensor:
         """Self-attention of each frame over its window, [B, T, D]; one term of the window at a time."""
@@ -102,20 +97,31 @@ def _cosines(a_BTD: Tensor, b_BQD: Tensor) -> Tensor:
     return a_BTD @ b_BQD.transpose(1, 2) / (lengths_BTQ + EPSILON)
 
 
-def collate(seen: Sequence[Seen]) -> dict[str, Tensor]:
-    """The batch that `TspoAgent` takes: queries padded to 4, frames to the longest, embeddings of frames at length NORM.
+def collate(
+    similarities: Sequence[np.ndarray], frames: Sequence[np.ndarray], queries: Sequence[np.ndarray]
+) -> dict[str, Tensor]:
+    """The batch that `TspoAgent` takes, from cosines [Q_i, T_i] and the embeddings [T_i, D] and [Q_i, D] that they are of:
+    queries padded to 4, frames to the longest, embeddings of frames NORM times as long.
 
     ValueError for no item at all, or one whose shapes do not fit.
     """
-    batch = collate_similarities([one.similarity for one in seen])
-    size, queries, longest = batch["similarity"].shape
-    width = 0 if seen[0].frames is None else seen[0].frames.shape[1]
-    batch["frames"], batch["queries"] = torch.zeros(size, longest, width), torch.zeros(size, queries, width)
-    for index, one in enumerate(seen):
-        if one.frames is None or one.queries is None or (len(one.queries), len(one.frames)) != one.similarity.shape:
+    size, longest, width = len(frames), max(map(len, frames)), frames[0].shape[1]
+    batch = {
+        "similarity": torch.zeros(size, MAX_QUERIES, longest),
+        "frames": torch.zeros(size, longest, width),
+        "queries": torch.zeros(size, MAX_QUERIES, width),
+        "query_mask": torch.zeros(size, MAX_QUERIES, dtype=torch.bool),
+        "frame_mask": torch.zeros(size, longest, dtype=torch.bool),
+    }
+    for i, (s_QT, f_TD, q_QD) in enumerate(zip(similarities, frames, queries, strict=True)):
+        if s_QT.shape != (len(q_QD), len(f_TD)) or not 1 <= len(q_QD) <= MAX_QUERIES:
             raise ValueError(
-                f"seen[{index}]: embeddings [Q, D] and [T, D] do not fit its similarity {one.similarity.shape}"
+                f"similarities[{i}] has shape {s_QT.shape}: [Q, T] with Q in 1…{MAX_QUERIES} of {len(q_QD)} queries and "
+                f"{len(f_TD)} frames"
             )
-        batch["frames"][index, : len(one.frames)] = NORM * torch.tensor(one.frames).float()
-        batch["queries"][index, : len(one.queries)] = torch.tensor(one.queries).float()
+        batch["similarity"][i, : len(q_QD), : len(f_TD)] = torch.tensor(s_QT)
+        batch["frames"][i, : len(f_TD)] = NORM * torch.tensor(f_TD).float()
+        batch["queries"][i, : len(q_QD)] = torch.tensor(q_QD).float()
+        batch["query_mask"][i, : len(q_QD)] = True
+        batch["frame_mask"][i, : len(f_TD)] = True
     return batch

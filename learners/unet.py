@@ -2,24 +2,24 @@
 
 Invariants: a valid frame's logit depends neither on batch padding nor on the other items of the batch; shifting the
 content by a multiple of `stride` shifts the logits of frames farther from the ends than the receptive field; before
-training all valid frames have the same logit, so nothing is preferred; any T >= 1 is accepted.
+training all valid frames have the same logit, so nothing is preferred; any T >= 1 is accepted. `msjoe export` copies this file
+beside the weights: it imports PyTorch and numpy alone.
 
 Shape letters: `B` batch, `Q` queries (padded to 4), `T` candidate frames, `C` channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
-from services.schema import MAX_QUERIES
+MAX_QUERIES = 4
+"""Rows of the similarity matrix that the network is built for."""
 
 INPUT_CHANNELS = 3 * MAX_QUERIES
 """Three for each query: the z-score, the cosine itself, and whether the query exists."""
@@ -73,18 +73,15 @@ class Block(nn.Module):
         return x_BCT + self.conv2(self.norm2(hidden_BCT, mask_B1T)) * mask_B1T
 
 
-class UNetSampler(TorchRLModule):
+class UNetSampler(nn.Module):
     """One logit per frame from at most 4 rows of cosines.
 
-    `model_config={"channels": [...]}` gives the channels of each level, top to bottom; every level but the last halves
-    the time axis. Each level has one block on the way down and one on the way up, the bottom has two. (64, 128, 256) has 2.1M
-    parameters.
+    `channels` are those of each level, top to bottom; every level but the last halves the time axis. Each level has one block
+    on the way down and one on the way up, the bottom has two. (64, 128, 256) has 2.1M parameters.
     """
 
-    model_config: dict[str, Any]
-
-    def setup(self) -> None:
-        channels = [int(c) for c in self.model_config["channels"]]
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
         if not channels or min(channels) < 1:
             raise ValueError(f"channels: {channels} must name at least one level, each with at least one channel")
         self.stride = 2 ** (len(channels) - 1)
@@ -100,8 +97,8 @@ class UNetSampler(TorchRLModule):
         self.head = nn.Conv1d(channels[0], 1, 1, bias=False)
         nn.init.zeros_(self.head.weight)
 
-    def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        """`similarity` [B, 4, T] float32, `query_mask` [B, 4] bool, `frame_mask` [B, T] bool to `logits` [B, T].
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """`similarity` [B, 4, T] float32, `query_mask` [B, 4] bool, `frame_mask` [B, T] bool to logits [B, T].
 
         Padded frames get -inf: no distribution over the logits can give them any probability.
         """
@@ -125,7 +122,7 @@ class UNetSampler(TorchRLModule):
             up_BCT = x_BCT.repeat_interleave(2, dim=-1) * mask_B1T
             x_BCT = block(merge(torch.cat([up_BCT, skip_BCT], dim=1)) * mask_B1T, mask_B1T)
         logits_BT = LOGIT_SCALE * self.head(self.norm(x_BCT, mask_B1T))[:, 0, :num_frames]
-        return {"logits": logits_BT.masked_fill(~frame_mask_BT, -torch.inf)}
+        return logits_BT.masked_fill(~frame_mask_BT, -torch.inf)
 
 
 def collate(similarities: Sequence[np.ndarray]) -> dict[str, Tensor]:

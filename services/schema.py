@@ -19,9 +19,6 @@ import numpy as np
 
 from services.errors import UserError
 
-MAX_QUERIES = 4
-"""Rows of the similarity matrix that the sampler network is built for."""
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 ShownAs = Literal["video", "doubled", "images"]
@@ -40,7 +37,7 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question about one video."""
+    """One question about one video, multiple-choice unless it has no options."""
 
     id: str
     """Unique within its file."""
@@ -48,7 +45,7 @@ class Question:
     """Path of the video file, absolute once read."""
     question: str
     options: tuple[str, ...]
-    """Texts of the options without their letters; option 0 is letter A."""
+    """Texts of the options without their letters; option 0 is letter A. Empty: it is answered freely."""
     answer: str | None = None
     """The right option's letter; None when it is not known, so that the question can only be asked (`label`)."""
     pass_rate: float | None = None

@@ -28,7 +28,7 @@ NAMES = {
 
 def agent(width: int, heads: int = 8, temperature: float = 0.025) -> TspoAgent:
     torch.manual_seed(0)
-    return TspoAgent(model_config={"width": width, "heads": heads, "temperature": temperature})
+    return TspoAgent(width, temperature, heads)
 
 
 def seen(queries: int, frames: int, seed: int, width: int = 16) -> Seen:
@@ -38,7 +38,8 @@ def seen(queries: int, frames: int, seed: int, width: int = 16) -> Seen:
 
 
 def logits(network: TspoAgent, *items: Seen) -> torch.Tensor:
-    return network.forward_inference(collate(items))["logits"]
+    with torch.no_grad():
+        return network(NETWORKS["tspo"].collate(items))
 
 
 @pytest.mark.parametrize("case", AGENTS)
@@ -77,7 +78,7 @@ def test_a_frame_attends_to_six_before_and_five_after() -> None:
 
 def test_gradients_reach_all_but_the_temperature_and_stay_finite_beside_padding() -> None:
     network = agent(16)
-    out = network.forward_train(collate([seen(1, 3, 0), seen(4, 30, 1)]))["logits"]
+    out = network(NETWORKS["tspo"].collate([seen(1, 3, 0), seen(4, 30, 1)]))
     LOG_PROBS["mean"](out, torch.tensor([[0, 2, -1], [5, 1, 9]])).sum().backward()
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
     assert gradients.pop("temperature") is None
@@ -103,8 +104,8 @@ def test_the_temperature_falls_over_the_run_and_seed_decides_the_weights() -> No
 
 
 @pytest.mark.parametrize(
-    "bad", [Seen(np.zeros((1, 3), np.float32)), Seen(np.zeros((1, 3), np.float32), np.zeros((1, 4)), np.zeros((2, 4)))]
+    ("similarity", "queries", "frames"), [((1, 3), 1, 2), ((1, 3), 2, 3), ((5, 3), 5, 3), ((0, 3), 0, 3)]
 )
-def test_collate_refuses_what_does_not_fit(bad: Seen) -> None:
-    with pytest.raises(ValueError, match=r"seen\[0\]: embeddings"):
-        collate([bad])
+def test_collate_refuses_what_does_not_fit(similarity: tuple[int, int], queries: int, frames: int) -> None:
+    with pytest.raises(ValueError, match=r"similarities\[0\] has shape"):
+        collate([np.zeros(similarity, np.float32)], [np.zeros((frames, 4))], [np.zeros((queries, 4))])

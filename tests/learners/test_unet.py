@@ -11,6 +11,7 @@ import torch
 
 from learners.config import SamplerConfig
 from learners.networks import architecture, make_network
+from learners.rl_module import rl_module
 from learners.unet import LOGIT_SCALE, UNetSampler, collate, features
 from services.checkpoints import save_sampler
 from services.errors import UserError
@@ -44,7 +45,8 @@ def trained() -> UNetSampler:
 
 
 def logits(module: UNetSampler, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return module.forward_inference(batch)["logits"]
+    with torch.no_grad():
+        return module(batch)
 
 
 def test_size_and_uniform_start() -> None:
@@ -55,7 +57,7 @@ def test_size_and_uniform_start() -> None:
 
 def test_first_gradient_reaches_the_head() -> None:
     module = make_sampler(CHANNELS, seed=0)
-    module.forward_train(collate([rows(3, 50)]))["logits"][0, 7].backward()
+    module(collate([rows(3, 50)]))[0, 7].backward()
     assert module.head.weight.grad.abs().sum() > 0
 
 
@@ -148,7 +150,7 @@ class Trap:
 
 
 def test_a_foreign_checkpoint_runs_no_code(trained: UNetSampler, tmp_path: Path) -> None:
-    trained.save_to_path(tmp_path / "foreign")
+    rl_module(shape(CHANNELS), trained.state_dict()).save_to_path(tmp_path / "foreign")
     for pickled in (tmp_path / "foreign").glob("*.pkl"):
         pickled.write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
     with pytest.raises(UserError, match="has no config.json and no model.safetensors.*pickles are not read"):
