@@ -16,6 +16,9 @@ from services.schema import LETTERS, Question, ShownAs
 _QUERY_LINE = re.compile(r"\s*<query>([^<>]*[^<>\s][^<>]*)</query>\s*")
 _ANSWER = re.compile(r"<answer>\s*([A-Z])\s*</answer>")
 
+_ASK_LETTER = "Answer with the letter of the right option as <answer>X</answer>."
+_ASK_FREELY = "Answer in a few words."
+
 VIDEO: Part = {"type": "video"}
 IMAGE: Part = {"type": "image"}
 
@@ -53,13 +56,13 @@ def answer_messages(
     shown_as: ShownAs = "video",
     request: str | None = None,
 ) -> list[Message]:
-    """Messages of the answer turn: the key frames, the question, the request for one letter. `request`: the text that asks it
-    all, in place of ours.
+    """Messages of the answer turn: the key frames, the question, the request for one letter, or for a few words when the
+    question has no options. `request`: the text that asks it all, in place of ours.
 
     Images stand behind their `seconds`, with the `subtitles` between them; a video has its subtitles, in time order, behind it,
     and before these the seconds of its frames when no two share a patch.
     """
-    ours = f"{_with_options(question)}\nAnswer with the letter of the right option as <answer>X</answer>."
+    ours = f"{_with_options(question)}\n{_ASK_LETTER if question.options else _ASK_FREELY}"
     parts: list[Part] = []
     if shown_as != "images":
         spoken = "".join(f"{subtitle.start:.0f} s: {subtitle.text}\n" for subtitle in subtitles)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from cluster.commands import add_run_commands
 from cluster.evaluation.commands import add_commands
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
               msjoe train cluster/recipes/qwen2_5_vl_7b.yaml --dry-run
               msjoe train cluster/recipes/toy.yaml --run_dir=runs/mine --resume
               msjoe report runs/mine                         make report.html anew
+              msjoe export runs/mine published/              its networks, as others load them
+              msjoe ask video.mp4 "What is red?" --checkpoint runs/mine
               msjoe questions videomme.parquet               what a file of questions holds
               msjoe prepare videos/ --cache /data/cache      decode and embed ahead of training
               msjoe prepare q.jsonl --pass-rate q-c.jsonl    how hard each question is, for stage 1
@@ -131,12 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     toyworld.set_defaults(command=_toyworld)
 
-    report = commands.add_parser("report", help="make a run's report.html anew")
-    report.add_argument("run_dir", type=_path)
-    report.set_defaults(command=_report)
-
     _add_data_commands(commands)
     add_commands(commands, _path)
+    add_run_commands(commands, _path)
     return parser
 
 
@@ -249,20 +249,6 @@ def _long_videos(hours: float | None) -> list[str]:
         "max_seconds": round(hours * 3600),
     }
     return [f"--toyworld.{name}={value}" for name, value in values.items()]
-
-
-def _report(options: argparse.Namespace, rest: list[str]) -> None:
-    from cluster.config import load_config
-    from cluster.report import report_run
-    from services.errors import UserError
-
-    if rest:
-        raise UserError(f"report takes only the run's folder, not {' '.join(rest)}")
-    written = options.run_dir / "config.yaml"
-    if not written.is_file():
-        raise UserError(f"{options.run_dir}: not a run's folder (it has no config.yaml)")
-    config = load_config(written)
-    print(report_run(options.run_dir, config.data, config.frames))
 
 
 def _prepare(options: argparse.Namespace, rest: list[str]) -> None:

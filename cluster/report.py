@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cluster.figures import STYLE, Rows, curves, similarity_plot, stacked, thumbnail
+from cluster.pages import render
 from services.config import DataConfig, FramesConfig
 from services.errors import VideoError
 from services.frames import FrameCache
@@ -66,15 +66,9 @@ def write_report(run_dir: Path, frame_cache: FrameReader) -> Path:
     rows = read_metrics(run_dir)
     metrics = named(name for row in rows for name, value in row.items() if value is not None)
     config = run_dir / "config.yaml"
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     with matplotlib.rc_context(STYLE):
-        page = environment.get_template("report.html.j2").render(
+        page = render(
+            "report.html.j2",
             name=run_dir.resolve().name,
             config=config.read_text() if config.exists() else None,
             steps=[row["step"] for row in rows],

@@ -55,6 +55,15 @@ def resolve(config: Config, world: ToyWorld | None) -> Config:
     )
 
 
+def toy_parts(config: Config) -> list[str]:
+    """The parts of a resolved config (questions, MLLM, CLIP) that are the toy world's, whichever machine resolved it."""
+    questions = config.data.questions
+    of_world = bool(config.toyworld and questions and questions.parent.parent.name == "toyworld")
+    models = {"MLLM": config.policy.model, "CLIP": config.embedder.model}
+    shipped = [name for name, model in models.items() if Path(model).match(f"toyworld/models/{name.lower()}")]
+    return (["questions"] if of_world else []) + shipped
+
+
 def _number_type(embedder: EmbedderConfig) -> str:
     """The CLIP's number type, `auto` decided by the GPU it asks for or else by this machine's CPU."""
     if embedder.dtype != "auto":

@@ -107,6 +107,22 @@ def newest_whole_checkpoint(run_dir: Path, report: Callable[[str], None]) -> Pat
     return None
 
 
+def find_checkpoint(named: Path) -> Path:
+    """The checkpoint that a person named: itself, or the newest whole one of a run's folder.
+
+    Raises UserError when it is neither, or damaged.
+    """
+    if (named / "checkpoints").is_dir():
+        if found := newest_whole_checkpoint(named, lambda said: None):
+            return found
+        raise UserError(f"{named}: the run has no whole checkpoint; name another")
+    if not any((named / network).is_dir() for network in ("policy", "sampler")):
+        raise UserError(f"{named}: is neither a run's folder nor one of its checkpoints/step-N; name one")
+    if wrong := damage(named):
+        raise UserError(f"{named}: is damaged ({wrong}); name another")
+    return named
+
+
 def steps_to_keep(accuracies: Mapping[int, float | None], keep_last: int, keep_best: int) -> set[int]:
     """The `keep_last` newest of the checkpointed steps, and the `keep_best` of the highest accuracy, the newer of equals.
 

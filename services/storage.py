@@ -7,6 +7,7 @@ only the bucket has is fetched once, what is made here is put there.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -41,6 +42,33 @@ def written_whole(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+@contextmanager
+def folder_written_whole(folder: Path, nbytes: int) -> Iterator[Path]:
+    """A temporary folder beside `folder` to write about `nbytes` bytes to; it becomes `folder` when the block ends well, and is
+    removed when not.
+
+    Raises UserError naming the folder when it holds something already, when its disk has no room for that much, or when the
+    file system refuses.
+    """
+    folder = folder.absolute()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex}.tmp")
+    with writing(folder):
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder}: holds something already; name a new folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.parent).free
+        if free < nbytes:
+            raise UserError(
+                f"{folder}: takes {nbytes / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free; free some room"
+            )
+        try:
+            temporary.mkdir()
+            yield temporary
+            temporary.rename(folder)  # in the place of an empty one, if there is one
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remember(path: Path, text: str) -> None:

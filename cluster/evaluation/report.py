@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cluster import figures
+from cluster.pages import render
 from services.errors import VideoError
 from services.frames import FrameCache
 from services.schema import LETTERS, Question
@@ -92,14 +92,7 @@ def write_evidence(folder: Path, title: str, evidence: Mapping[str, Any], choice
 
 
 def _write(path: Path, template: str, **shown: Any) -> Path:
-    environment = Environment(
-        loader=FileSystemLoader(Path(figures.__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(template).render(shown)
+    page = render(template, **shown)
     with writing(path):
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path

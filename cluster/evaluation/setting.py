@@ -18,7 +18,7 @@ from cluster.evaluation.frame_files import FrameFile
 from cluster.evaluation.questions import read_annotations
 from cluster.resolve import resolve
 from learners.config import RewardConfig
-from services.checkpoints import damage, newest_whole_checkpoint
+from services.checkpoints import find_checkpoint
 from services.errors import UserError
 from services.schema import Question, label, num_layers
 from services.selection import RULES
@@ -176,8 +176,8 @@ def settle(
         if visual_tokens is not None:
             size = _size(config, budget, visual_tokens)
             config = load([*overrides, f"--frames.tokens_per_frame={size}"])
-        of_budget[budget] = _resolved(config, annotations[0], videos)
-    whole = _resolved(load([f"--frames.budget={max(frames)}", *overrides[1:]]), annotations[0], videos)
+        of_budget[budget] = for_asking(config, annotations[0], videos)
+    whole = for_asking(load([f"--frames.budget={max(frames)}", *overrides[1:]]), annotations[0], videos)
     check_models(whole)
     cells = [Cell(selector, budget, of_budget[budget]) for budget in frames for selector in chosen]
     return Setting(benchmark, prompt, questions, videos.absolute(), whole, cells)
@@ -195,7 +195,7 @@ def _size(config: Config, budget: int, visual_tokens: int) -> int:
     return size
 
 
-def _resolved(config: Config, questions: Path, videos: Path) -> Config:
+def for_asking(config: Config, questions: Path | None, videos: Path | None) -> Config:
     """The config without what only training needs, and with the models it names."""
     data = config.data.model_copy(update={"questions": questions, "validation": None, "video_root": videos})
     train = config.train.model_copy(update={"trackers": ()})
@@ -212,7 +212,7 @@ def loader(
     """
     networks = [f"--policy.model={model}"] if model else []
     if checkpoint:
-        step = _step_folder(checkpoint)
+        step = find_checkpoint(checkpoint)
         recipe = recipe or step.absolute().parents[1] / "config.yaml"
         networks = [
             f"--{field}={step / name}"
@@ -221,16 +221,3 @@ def loader(
         ]
     path = recipe or RECIPES / "toy.yaml"
     return lambda further: load_config(path, [*overrides, *networks, *further])
-
-
-def _step_folder(checkpoint: Path) -> Path:
-    if (checkpoint / "checkpoints").is_dir():
-        found = newest_whole_checkpoint(checkpoint, lambda said: None)
-        if found is None:
-            raise UserError(f"--checkpoint={checkpoint}: the run has no whole checkpoint; name another")
-        return found
-    if not any((checkpoint / name).is_dir() for name in ("policy", "sampler")):
-        raise UserError(f"--checkpoint={checkpoint}: is neither a run's folder nor one of its checkpoints/step-N")
-    if wrong := damage(checkpoint):
-        raise UserError(f"--checkpoint={checkpoint}: is damaged ({wrong}); name another")
-    return checkpoint

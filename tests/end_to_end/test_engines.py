@@ -17,23 +17,26 @@ import torch
 from ray.actor import ActorHandle
 from safetensors.torch import load_file, save_file
 
-from actors.prompts import answer_messages
+from actors.prompts import answer_messages, query_messages
 from actors.rollout import RolloutActor
 from cluster.config import Config
 from cluster.dry_run import count_parameters
+from cluster.exporting.export import export
 from cluster.questions.stream import load_questions
 from cluster.training.fleet import start
 from cluster.training.placement import Placement, plan
+from cluster.training.run_state import RunState
 from learners.credit import PolicySample
 from learners.group import LearnerGroup
 from learners.mllm import load_mllm
 from learners.policy import PolicyLearner
+from services.checkpoints import seal
 from services.errors import TrainingError, UserError
 from services.frames import FrameCache
 from services.schema import Question, Turn, VisualInput
 from services.visual import visual_input
 from services.weights import POLICY, read_version, write_bucket
-from tests.learners.turns import ENV, load_plain, policy_samples
+from tests.learners.turns import ENV, load_plain, policy_samples, reference_log_probs
 
 UPDATES = 3
 EMBEDDING = "model.language_model.embed_tokens.weight"
@@ -56,10 +59,13 @@ class Story:
     broken: list[str]
     """What was said of a sampled and of a greedy reply under a weight that is not a number."""
     two_workers: list[Turn]
-    """An engine started from what the learner saved, under that and under one version more."""
+    """An engine started from the exported checkpoint of the learner, under that and under one version more."""
     two_by_learner: np.ndarray
     """The learner's log-probs of the last reply."""
+    of_text: Turn
+    """A reply to a text alone, by what the learner saved."""
     saved: Path
+    """The exported MLLM that the second engine was started from."""
 
 
 def tie(source: str, folder: Path) -> None:
@@ -94,6 +100,9 @@ class Engine:
 
     async def ask(self, seed: int | None = 7) -> Turn:
         return await self._pool.call(RolloutActor.generate, *self._prompt, seed)
+
+    async def ask_text(self, question: Question) -> Turn:
+        return await self._pool.call(RolloutActor.generate, query_messages(question, has_video=False), None, 24, 7)
 
     async def pull(self, version: int) -> None:
         await self._pool.pull(version)
@@ -162,20 +171,26 @@ async def tell(toy: Config, tmp_path: Path) -> Story:
         await engine.pull(12)
         broken = [await refusal(engine.ask(seed)) for seed in (7, None)]
 
+    checkpoint = tmp_path / "checkpoints" / "step-000003"
+    checkpoint.mkdir(parents=True)
     await learner.snapshot()
-    await learner.write(str(tmp_path))
+    await learner.write(str(checkpoint))
+    RunState.start(config, {}).write(checkpoint)
+    seal(checkpoint)
+    export(checkpoint, tmp_path / "published")
     rollout = config.rollout.model_copy(update={"tensor_parallel": 2, "num_cpus": 0.5})
-    saved = policy.model_copy(update={"model": str(tmp_path / "policy")})
+    saved = policy.model_copy(update={"model": str(tmp_path / "published" / "mllm")})
     two = config.model_copy(update={"policy": saved, "rollout": rollout})
     async with Engine(two, question, visual) as engine:
-        two_workers = [await engine.ask(), await follow(engine)]
+        two_workers, of_text = [await engine.ask()], await engine.ask_text(question)
+        two_workers.append(await follow(engine))
         two_by_learner = await log_probs(two_workers[1])
         worker = next(child for child in psutil.Process().children(recursive=True) if is_worker(child))
         worker.kill()
         two_workers.append(await engine.ask())
     return Story(
         config, set(whole), turns, by_learner, incomplete, healed, broken, two_workers, two_by_learner,
-        tmp_path / "policy",
+        of_text, tmp_path / "published" / "mllm",
     )  # fmt: skip
 
 
@@ -213,6 +228,19 @@ def test_what_was_saved_of_a_tied_model_is_whole(story: Story) -> None:
     again = load_plain(story.saved)
     assert again.lm_head.weight is again.model.language_model.embed_tokens.weight
     assert count_parameters(story.config)[0] == sum(parameter.numel() for parameter in again.parameters())
+
+
+def test_an_exported_mllm_has_one_log_prob_in_transformers_and_in_vllm(story: Story) -> None:
+    """With the positions of the engine behind a video, and with transformers' own for text."""
+    mllm, seen, text = load_plain(story.saved), story.two_workers[0], story.of_text
+    with torch.no_grad():
+        found = reference_log_probs(mllm, story.config, PolicySample("", seen, 1.0, 1.0)).numpy()
+        ids = torch.from_numpy(np.concatenate([text.prompt_ids, text.response_ids]).astype(np.int64))
+        logits = mllm(input_ids=ids[None]).logits[0, len(text.prompt_ids) - 1 : -1]
+    np.testing.assert_allclose(seen.log_probs, found, atol=1e-4, rtol=0)
+    of_text = logits.log_softmax(-1).gather(1, ids[len(text.prompt_ids) :, None])[:, 0].numpy()
+    np.testing.assert_allclose(text.log_probs, of_text, atol=1e-4, rtol=0)
+    assert seen.version == text.version == 0 and np.abs(text.log_probs).max() > 0.01
 
 
 def test_a_head_that_only_the_config_ties_is_refused(story: Story, tmp_path: Path) -> None:
