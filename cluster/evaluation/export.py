@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.evaluation.frame_files import FORMS, some
+from cluster.evaluation.frame_files import FORMS, content_hash, some
 from services.errors import UserError, VideoError
 from services.questions import read_rows
 from services.schema import Question
@@ -72,7 +72,7 @@ def export(asked: Export, console: Console) -> None:
             )
     with written_whole(asked.out) as temporary:
         temporary.write_text(content)
-    console.print(f"frames: {asked.out}", soft_wrap=True, markup=False)
+    console.print(f"frames: {asked.out} (hash {content_hash(content.encode())})", soft_wrap=True, markup=False)
 
 
 def _rows(asked: Export) -> list[Prediction]:

@@ -74,8 +74,7 @@ class FrameFile:
         content = path.read_bytes()
         form, value = _parsed(path, content)
         self.path, self.form = path, FORMS[form]
-        self.hash = blake2b(content, digest_size=8).hexdigest()
-        """Hash of the content."""
+        self.hash = content_hash(content)
         self._listed: dict[str, list[Listed]] = {}
         self._numbers: dict[str, tuple[np.ndarray, int]] = {}
         for key, listed in self.form.read(path, value):
@@ -149,6 +148,11 @@ class FrameFile:
 
     def _wrong(self, listed: Listed, question: Question, what: str) -> UserError:
         return UserError(f"{self.path}, {listed.place}: question {question.id} has {what}; mend that, or the command")
+
+
+def content_hash(content: bytes) -> str:
+    """What a file's choice of frames is known by: 16 hexadecimal digits."""
+    return blake2b(content, digest_size=8).hexdigest()
 
 
 def some(names: Sequence[str]) -> str:

@@ -100,7 +100,7 @@ def _model_hash(model: str, cache: Path) -> str:
 def selector_hash(selector: Selector, config: Config, mllm: str) -> str:
     """Hash of all that decides what a selector chooses from given previews of a given video."""
     if selector.file:
-        return _hash("file", selector.file.hash)
+        return selector.file.hash
     cache, embedder = config.data.cache, config.embedder
     clip = [_model_hash(embedder.model, cache), *embedder.key_parameters()]
     asked: Any = None

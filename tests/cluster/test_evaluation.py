@@ -216,6 +216,18 @@ def test_a_key_says_all_that_decides_a_reply(
     assert len({same[0], *others}) == 1 + len(others)
 
 
+def test_a_file_is_known_by_its_content(make: Callable[..., Setting], tmp_path: Path) -> None:
+    names = {row["question_id"] for row in json.loads((DATA / "videomme.json").read_text())}
+    path, found = tmp_path / "frames.jsonl", []
+    for last in (3, 4, 3):
+        lines = (json.dumps({"question_id": name, "seconds": [0, 1, 2, last]}) for name in names)
+        path.write_text("\n".join(sorted(lines)))
+        found.append(key(make(f"file:{path}", "4")))
+    assert found[0] == found[2] != found[1]
+    with pytest.raises(UserError, match=r"frames.jsonl: lists no frames for .* \(8 frames\)|more than --frames=2"):
+        make(f"file:{path}", "2,4")
+
+
 def test_a_network_is_known_by_its_weights(make: Callable[..., Setting], tmp_path: Path) -> None:
     one, copy, other = (checkpoint(tmp_path / name, seed) for name, seed in (("one", 0), ("copy", 0), ("other", 1)))
     keys = [key(make("unet", "4", checkpoint=run_dir)) for run_dir in (one, copy, other)]

@@ -74,7 +74,9 @@ def video(question: Question, num_frames: int = SECONDS) -> Video:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_exported_is_imported(asked: tuple[Path, list[Question]], form: str, tmp_path: Path) -> None:
+def test_what_is_exported_is_imported(
+    asked: tuple[Path, list[Question]], form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     annotations, questions = asked
     out = tmp_path / ("frames.jsonl" if form == "jsonl" else "frames.json")
     given = [str(predictions(tmp_path / "predictions.jsonl", questions)), "--selector=aks", "--frames=4"]
@@ -83,7 +85,7 @@ def test_what_is_exported_is_imported(asked: tuple[Path, list[Question]], form: 
     [selector] = selectors(f"file:{out}")
     assert (selector.name, selector.learns, selector.asks) == (f"file:{out.name}", False, "nothing")
     file = selector.file
-    assert file is not None
+    assert file is not None and f"{out} (hash {file.hash})" in capsys.readouterr().out
     refused = questions.pop(1)
     file.check(questions, [4])
     found = [file.choose(question, video(question), 4) for question in questions]
