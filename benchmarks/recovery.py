@@ -38,16 +38,17 @@ CASES = {
     "rollout, idle": (LEARNS, "RolloutActor", signal.SIGKILL, ROLLS_OUT),
     "rollout, takes weights in": (PULLS, "RolloutActor", signal.SIGKILL, ROLLS_OUT),
     "rollout, stopped": (ROLLS_OUT, "RolloutActor", signal.SIGSTOP, ROLLS_OUT),
-    "embedder, idle": (LEARNS, "EmbedderActor", signal.SIGKILL, calls("EmbedderActor.similarity")),
-    "embedder, stopped": (LEARNS, "EmbedderActor", signal.SIGSTOP, calls("EmbedderActor.similarity")),
-    "selector, idle": (LEARNS, "SelectorActor", signal.SIGKILL, calls("SelectorActor.select")),
+    "embedder, idle": (LEARNS, "EmbedderActor", signal.SIGKILL, None),
+    "embedder, stopped": (LEARNS, "EmbedderActor", signal.SIGSTOP, None),
+    "selector, idle": (LEARNS, "SelectorActor", signal.SIGKILL, None),
     "policy learner, at work": (LEARNS, "PolicyLearner", signal.SIGKILL, LEARNS),
     "policy learner, idle": (ROLLS_OUT, "PolicyLearner", signal.SIGKILL, LEARNS),
     "policy learner, stopped": (ROLLS_OUT, "PolicyLearner", signal.SIGSTOP, LEARNS),
     "sampler learner, at work": (calls("SamplerLearner.update"), "SamplerLearner", signal.SIGKILL, LEARNS),
     "weight store, idle": (ROLLS_OUT, "WeightStore", signal.SIGKILL, None),
 }
-"""By name: what the run does, who gets which signal then, and what the new actor does when it is at work again."""
+"""By name: what the run does, who gets which signal then, and what the new actor does when it is at work again; None where
+its calls are too short to be seen."""
 LOST = re.compile(r"a replacement starts|all ranks start anew|the weight store has lost version")
 BACK = re.compile(r"is back after|the learners are back after")
 COLUMNS = ("noticed", "replaced", "at work", "calls again", "steps again")
@@ -105,8 +106,9 @@ def blow(running: Training, lines: list[Line], case: str) -> dict[str, float]:
     start = time.monotonic()
     running.strike(actor, number)
     row = {"noticed": when(lines, LOST, start) - start}
-    if works:
+    if actor != "WeightStore":
         row["replaced"] = when(lines, BACK, start) - start
+    if works:
         running.reach(0, works)
         row["at work"] = time.monotonic() - start
     running.reach(int(before["step"]) + 3, lambda run_dir, driver: True)
