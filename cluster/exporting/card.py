@@ -82,9 +82,17 @@ def _accuracies(state: RunState, run_dir: Path, not_asked: int) -> list[tuple[st
     def said(accuracy: float) -> str:
         if not (count := asked + not_asked):
             return f"{accuracy:.3f}"
-        return f"{accuracy:.3f} ± {math.sqrt(accuracy * (1 - accuracy) / count):.3f} over {count} questions"
+        low, high = wilson(accuracy, count)
+        return f"{accuracy:.3f} [{low:.3f}, {high:.3f}] over {count} questions"
 
     return [(name, said(accuracy)) for name, accuracy in known.items() if accuracy is not None]
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` by Wilson's score (Journal of the American Statistical Association 22, 1927)."""
+    z2 = 1.959964**2
+    middle, half = share + z2 / (2 * count), math.sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count)
+    return (middle - half) / (1 + z2 / count), (middle + half) / (1 + z2 / count)
 
 
 def _parameters(folder: Path) -> int:

@@ -148,8 +148,8 @@ def test_the_card_says_what_is_there(published: Path) -> None:
     assert str(published.parent) not in card
     for part in (
         "# published\n",
-        "| these networks (step 7) | 0.750 ± 0.217 over 4 questions |",
-        "| before training | 0.500 ± 0.250 over 4 questions |",
+        "| these networks (step 7) | 0.750 [0.301, 0.954] over 4 questions |",
+        "| before training | 0.500 [0.150, 0.850] over 4 questions |",
         "| reward | 0.625 |",
         "Answer with the letter of the right option as <answer>X</answer>.",
         "`sampler/` | the sampler (`unet`, ",
