@@ -92,14 +92,20 @@ class Training:
 
     def strike(self, actor: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send that signal to the actors of that class, as soon as there is one."""
-        struck = False
-        while not struck:
+        while not (struck := self.processes(actor)):
             assert self.process.poll() is None, self.end()
-            for process in self.driver.children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-                    if process.cmdline()[0].startswith(f"ray::{actor}"):
-                        process.send_signal(number)
-                        struck = True
+        for process in struck:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def processes(self, actor: str) -> set[psutil.Process]:
+        """Those of the actors of that class."""
+        found = set()
+        for process in self.driver.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+                if process.cmdline()[0].startswith(f"ray::{actor}"):
+                    found.add(process)
+        return found
 
     def kill(self) -> None:
         """The driver and everything it started are gone at once, as when the machine is."""

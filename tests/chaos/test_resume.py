@@ -16,6 +16,7 @@ from tests.chaos.runs import (
     assert_same,
     calls,
     parameters,
+    saved,
     trajectories,
     validates,
     writes_checkpoint,
@@ -38,7 +39,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(
 ) -> None:
     run_dir = tmp_path / "run"
     killed = Training(run_dir, *toy_overrides, *STEPS)
-    killed.reach(*PHASES["policy update"])
+    killed.reach(2, saved(2))
     killed.kill()
     code, console = Training(run_dir, *toy_overrides, *STEPS, "--resume").end()
     assert code == 0, console
