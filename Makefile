@@ -38,7 +38,7 @@ test:
 test-quick:  # neither an engine nor Ray
 	$(BIN)/python -m pytest -m "not heavy" $(ARGS)
 
-test-chaos:  # trainings killed in every phase; up to an hour
+test-chaos:  # commands killed in every phase; up to an hour
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 lint:

@@ -194,6 +194,7 @@ def workers(command: subprocess.Popen[Any], title: str) -> Iterator[psutil.Proce
             continue
 
 
+@pytest.mark.chaos
 def test_whatever_is_killed_the_caches_come_out_the_same(
     undisturbed: Prepared, folder: Path, prepare: Callable[..., Prepared], options: list[str], tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
 from tests.end_to_end.test_prepare import until, workers
 
@@ -19,6 +20,7 @@ ray.shutdown()
 """
 
 
+@pytest.mark.chaos
 def test_a_private_cluster_that_starts_too_slowly_is_started_again() -> None:
     with subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True) as starting:
         first = until(lambda: next(workers(starting, "raylet/raylet"), None), starting)
