@@ -99,7 +99,7 @@ class Training:
                 process.send_signal(number)
 
     def processes(self, actor: str) -> set[psutil.Process]:
-        """Those of the actors of that class."""
+        """The processes of the actors of that class."""
         found = set()
         for process in self.driver.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess, IndexError):
