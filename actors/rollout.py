@@ -40,10 +40,13 @@ SHOWN = 40
 def engine_env(config: RolloutConfig) -> dict[str, str]:
     """Environment of the actor's process and of its workers'; vLLM reads it when it is imported."""
     workers = {"VLLM_RAY_BUNDLE_INDICES": ",".join(map(str, range(1, 1 + config.tensor_parallel)))}
-    eager = {"TORCHDYNAMO_DISABLE": "1"}  # some functions of vLLM are compiled at their first call, eager or not
+    on_cpu = {
+        "TORCHDYNAMO_DISABLE": "1",  # some functions of vLLM are compiled at their first call, eager or not
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",  # kernels, one per shape, of half a megabyte; oneDNN keeps 1,024
+    }
     return {
         **(workers if config.tensor_parallel > 1 else {}),
-        **({} if config.num_gpus else eager),
+        **({} if config.num_gpus else on_cpu),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(config.cpu_kv_cache_gib))),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -25,7 +25,6 @@ from cluster.config import ClusterConfig
 from services.errors import TrainingError, UserError
 
 COMMON_ENV = {
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",  # kernels kept, one per shape, of half a megabyte; oneDNN's 1,024 grow for hours
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # who asked for no GPU sees none
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "1",
     "RAY_worker_niceness": "0",  # Ray's 15 starves every actor beside any other busy process
