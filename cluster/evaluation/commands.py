@@ -175,12 +175,10 @@ def publish(rows: list[Prediction], out: Path, console: Console) -> dict[str, An
     """Print the scores of `rows`, and write them to `out`; returns them."""
     from cluster.evaluation.page import show
     from services.scoring import score
-    from services.storage import written_whole
 
     scores = score(rows)
     show(scores, console)
-    with written_whole(out) as temporary:
-        temporary.write_text(json.dumps(scores, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _write_json(out, scores)
     console.print(f"scores: {out}", soft_wrap=True, markup=False)
     return scores
 
@@ -192,15 +190,19 @@ def publish_evidence(choices: list[Choice], out: Path, setting: Setting, console
     from cluster.evaluation.report import write_evidence
     from services.scoring import BENCHMARKS
     from services.scoring.evidence import score_evidence
-    from services.storage import written_whole
 
     if not choices:
         return
     evidence = score_evidence(choices)
     show_evidence(evidence, console)
-    out.mkdir(parents=True, exist_ok=True)
     write_choices(out / "evidence.jsonl", choices, setting)
-    with written_whole(out / "evidence.json") as temporary:
-        temporary.write_text(json.dumps(evidence, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _write_json(out / "evidence.json", evidence)
     page = write_evidence(out, BENCHMARKS[setting.benchmark].title, evidence, choices)
     console.print(f"evidence: {page}", soft_wrap=True, markup=False)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    from services.storage import written_whole
+
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

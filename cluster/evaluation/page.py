@@ -143,7 +143,7 @@ def _percent(estimate: Scores | None, interval: bool = False, sign: str = "") ->
 
 def show_evidence(evidence: Scores, console: Console) -> None:
     """Print what the choices of every selector at every budget show of the evidence."""
-    title = "Evidence: what the chosen frames show of the moments in which the answers lie"
+    title = "What the frames show of the evidence"
     caption = (
         "recall: moments that a frame shows, in %, with its 95 % interval, by bootstrap over videos. coverage: candidate "
         "frames showing a moment that were taken, in %. gap: seconds from a moment to the nearest frame."
